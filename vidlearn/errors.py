@@ -1,0 +1,35 @@
+"""The errors that a reader can act on: each names the file, the value and the remedy.
+
+The command line prints one of these as a single line; anything else is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class VidlearnError(Exception):
+    """Something is wrong that the reader can mend; the text says what and how."""
+
+
+class ConfigError(VidlearnError):
+    """An option, a recipe or the environment asks for something that cannot be."""
+
+
+class VideoError(VidlearnError):
+    """A video file cannot give the frames that were asked for.
+
+    Args:
+        path: the file.
+        cause: what is wrong, in words.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cause: str, remedy: str = "") -> None:
+        self.path, self.cause, self.remedy = os.fspath(path), cause, remedy
+        # All three are passed on so that the error survives a trip between processes.
+        super().__init__(self.path, cause, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}." + (f" {self.remedy}" if self.remedy else "")
