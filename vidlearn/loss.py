@@ -1,0 +1,67 @@
+"""What training minimises, and the meters that say whether it is healthy.
+
+Input: predictions and targets [B, K, D]. Output: one number to minimise, and numbers to
+watch. The loss alone says little: it can fall while every clip gets the same features
+(collapse), so spread and effective rank are logged beside it. Taught in chapter 9.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import is_initialized
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
+
+
+def normalize_target(target_BND: Tensor) -> Tensor:
+    """Each token's features brought to mean 0 and deviation 1, in float32."""
+    return F.layer_norm(target_BND.float(), target_BND.shape[-1:], eps=1e-5)
+
+
+def latent_l1(prediction_BKD: Tensor, target_BKD: Tensor) -> Tensor:
+    """Mean absolute difference of each clip, in feature deviations: [B].
+
+    The target must be normalised and free of gradients (Bardes et al. 2024, equation 1).
+    """
+    return (prediction_BKD.float() - target_BKD).abs().mean(dim=(1, 2))
+
+
+def _global_mean(x: Tensor) -> Tensor:
+    """Mean over all ranks, with gradients, so that N processes equal one."""
+    if not is_initialized():
+        return x
+    return all_reduce(x) / torch.distributed.get_world_size()
+
+
+def variance_covariance(tokens_BKD: Tensor) -> Tensor:
+    """Penalty on features that vary too little, or that vary together: a scalar.
+
+    mean_d relu(1 - std_d) + sum_{d != e} cov_de^2 / D, over all tokens of all ranks. Every
+    rank must hold equally many tokens. Source: Bardes et al. 2022 (VICReg).
+    """
+    x = tokens_BKD.float().flatten(0, 1)
+    width = x.shape[1]
+    x = x - _global_mean(x.mean(0))
+    cov = _global_mean(x.T @ x / x.shape[0])
+    std = (cov.diagonal() + 1e-4).sqrt()
+    off = cov.pow(2).sum() - cov.diagonal().pow(2).sum()
+    return F.relu(1 - std).mean() + off / width
+
+
+@torch.no_grad()
+def spread(features_ND: Tensor) -> float:
+    """Mean deviation of a feature over tokens or clips; near 0 means collapse."""
+    return features_ND.float().flatten(0, -2).std(0).mean().item()
+
+
+@torch.no_grad()
+def effective_rank(features_ND: Tensor) -> float:
+    """How many directions the features use: exp of the entropy of the singular values.
+
+    Between 1 (all on a line) and D. Source: Roy and Vetterli 2007.
+    """
+    x = features_ND.float().flatten(0, -2)
+    values = torch.linalg.svdvals(x - x.mean(0))
+    p = values / values.sum().clamp_min(1e-12)
+    return torch.exp(-(p * p.clamp_min(1e-12).log()).sum()).item()

@@ -1,0 +1,299 @@
+"""The V-JEPA model: an encoder, a predictor, and a slow copy of the encoder as the teacher.
+
+Input: clips of normalised float pixels [B, C, T, H, W] and index lists of tokens.
+Output: features [B, N, D], and for training the predicted and the target features.
+Parameter names are those of the published checkpoints. One dial, ModelConfig.of("tiny" ...
+"gigantic"), sets the published sizes. Taught in chapters 8 and 9.
+
+Shapes: B batch, N tokens, K kept tokens, D width of the encoder, P width of the predictor.
+Source: Bardes et al. 2024 (V-JEPA); Dosovitskiy et al. 2021 (ViT).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidlearn.errors import ConfigError
+from vidlearn.mask import Mask
+from vidlearn.tokens import (
+    FrameEmbed,
+    Grid,
+    TubeletEmbed,
+    gather_tokens,
+    positions,
+    resize_table,
+    rotary_table,
+    rotate,
+    sincos_table,
+    token_grid,
+)
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [B or 1, 1, N, head width]
+# width, depth, heads and MLP ratio of the published vision transformers
+SIZES: dict[str, tuple[int, int, int, float]] = {
+    "micro": (96, 4, 3, 4.0),
+    "tiny": (192, 12, 3, 4.0),
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11),
+    "gigantic": (1664, 48, 16, 64 / 13),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that the model's shape depends on. Lengths in pixels, frames and tokens.
+
+    `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (V-JEPA 2.1).
+    """
+
+    size: int = 224
+    frames: int = 16
+    patch: int = 16
+    tubelet: int = 2
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    pred_width: int = 384
+    pred_depth: int = 12
+    pred_heads: int = 16
+    mask_tokens: int = 2
+    pos: str = "sincos"
+
+    def __post_init__(self) -> None:
+        pairs = (("width", "heads"), ("pred_width", "pred_heads"), ("size", "patch"))
+        for whole, part in (*pairs, ("frames", "tubelet")):
+            a, b = getattr(self, whole), getattr(self, part)
+            if b < 1 or (a % b and not (whole == "frames" and a == 1)):
+                raise ConfigError(f"model: {whole}={a} is not a multiple of {part}={b}")
+        if self.pos not in ("sincos", "rope2", "rope21"):
+            raise ConfigError(f"model: pos={self.pos!r}; known: sincos, rope2, rope21")
+
+    @classmethod
+    def of(cls, name: str, **changes: Any) -> ModelConfig:
+        """The published size `name`, with any field changed."""
+        if name not in SIZES:
+            raise ConfigError(f"model: no size {name!r}; known: {', '.join(SIZES)}")
+        width, depth, heads, ratio = SIZES[name]
+        base = cls(width=width, depth=depth, heads=heads, mlp_ratio=ratio, pred_heads=heads)
+        return replace(base, **changes)
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens in time, height and width."""
+        tubelet = 1 if self.frames == 1 else self.tubelet
+        return token_grid(self.frames, self.size, self.size, self.patch, tubelet)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of one clip."""
+        return math.prod(self.grid)
+
+
+class Attention(nn.Module):
+    """Every token asks every other token; rotary positions turn queries and keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between, on each token alone."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each reads a normalised copy and adds to the stream."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, round(width * mlp_ratio))
+
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        x_BND = x_BND + self.attn(self.norm1(x_BND), rotary)
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+def init_weights(module: nn.Module) -> None:
+    """The published start: trunc-normal 0.02 weights, zero biases, plain layer norms."""
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Encoder(nn.Module):
+    """A vision transformer over tubelets; with index lists it sees only the kept tokens."""
+
+    pos_embed: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        if cfg.frames == 1:
+            self.patch_embed: FrameEmbed | TubeletEmbed = FrameEmbed(cfg.patch, cfg.width)
+        else:
+            self.patch_embed = TubeletEmbed(cfg.patch, cfg.tubelet, cfg.width)
+        if cfg.pos == "sincos":
+            self.register_buffer("pos_embed", sincos_table(cfg.width, cfg.grid))
+        self.blocks = nn.ModuleList(
+            Block(cfg.width, cfg.heads, cfg.mlp_ratio) for _ in range(cfg.depth)
+        )
+        self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
+        self.apply(init_weights)
+
+    def embed(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
+        """All tokens with their positions added, and their grid: [B, N, D]."""
+        x = self.patch_embed(clip_BCTHW)
+        frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
+        tubelet = self.patch_embed.tubelet
+        grid = token_grid(frames, *clip_BCTHW.shape[-2:], self.cfg.patch, tubelet)
+        if self.cfg.pos == "sincos":
+            x = x + resize_table(self.pos_embed, self.cfg.grid, grid)
+        return x, grid
+
+    def encode(self, tokens_BND: Tensor, grid: Grid, keep_BK: Tensor | None = None) -> Tensor:
+        """Run the blocks on all tokens, or on the kept ones: [B, N or K, D]."""
+        rotary = None
+        if self.cfg.pos != "sincos":
+            rotary = _rotary(grid, keep_BK, self.cfg.width // self.cfg.heads, self.cfg, tokens_BND)
+        x = tokens_BND if keep_BK is None else gather_tokens(tokens_BND, keep_BK)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.norm(x)
+
+    def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, D]."""
+        return self.encode(*self.embed(clip_BCTHW), keep_BK)
+
+
+def _rotary(
+    grid: Grid, keep_BK: Tensor | None, head: int, cfg: ModelConfig, like: Tensor
+) -> Rotary:
+    """Cosines and sines for the kept tokens, once for all blocks: [B or 1, 1, N, head]."""
+    place = positions(grid, like.device)
+    place = place[None] if keep_BK is None else place[keep_BK]
+    cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=like.dtype)
+    return cos[:, None], sin[:, None]
+
+
+class Predictor(nn.Module):
+    """A narrow transformer that guesses the target tokens' features from the context's."""
+
+    predictor_pos_embed: Tensor
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.pred_width
+        self.predictor_embed = nn.Linear(cfg.width, width)
+        if cfg.pos == "sincos":
+            self.register_buffer("predictor_pos_embed", sincos_table(width, cfg.grid))
+        self.mask_tokens = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens)
+        )
+        self.predictor_blocks = nn.ModuleList(
+            Block(width, cfg.pred_heads, cfg.mlp_ratio) for _ in range(cfg.pred_depth)
+        )
+        self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
+        self.predictor_proj = nn.Linear(width, cfg.width)
+        self.apply(init_weights)
+
+    def forward(
+        self, context_BKD: Tensor, context_BK: Tensor, target_BK: Tensor, kind: int = 0
+    ) -> Tensor:
+        """Features of the context tokens and both index lists -> predictions [B, Kt, D].
+
+        Args:
+            kind: which mask token stands for the hidden tokens (one for each kind of mask).
+        """
+        cfg = self.cfg
+        x = self.predictor_embed(context_BKD)
+        batch, n_target = target_BK.shape
+        hole = self.mask_tokens[kind].to(x.dtype).expand(batch, n_target, -1)
+        rotary = None
+        if cfg.pos == "sincos":
+            x = x + gather_tokens(self.predictor_pos_embed, context_BK)
+            hole = hole + gather_tokens(self.predictor_pos_embed, target_BK)
+        else:
+            keep = torch.cat([context_BK, target_BK], dim=1)
+            rotary = _rotary(cfg.grid, keep, cfg.pred_width // cfg.pred_heads, cfg, x)
+        x = torch.cat([x, hole], dim=1)
+        for block in self.predictor_blocks:
+            x = block(x, rotary)
+        return self.predictor_proj(self.predictor_norm(x[:, -n_target:]))
+
+
+class VJEPA(nn.Module):
+    """Encoder, predictor and the target encoder that follows the encoder slowly."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg)
+        self.predictor = Predictor(cfg)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def forward(
+        self, clip_BCTHW: Tensor, masks: list[Mask], kinds: list[int]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """One training pass.
+
+        Args:
+            clip_BCTHW: normalised pixels.
+            masks: the context and target indices, one entry for each kind of mask.
+            kinds: the mask token of each entry.
+
+        Returns:
+            All target features [B, N, D] without gradient, then for each mask the
+            predictions [B, Kt, D] and the context features [B, Kc, D].
+        """
+        with torch.no_grad():
+            target = self.target_encoder(clip_BCTHW)
+        tokens, grid = self.encoder.embed(clip_BCTHW)  # one patch embedding for all masks
+        predictions, contexts = [], []
+        for mask, kind in zip(masks, kinds):
+            context = self.encoder.encode(tokens, grid, mask.context_BK)
+            contexts.append(context)
+            predictions.append(self.predictor(context, mask.context_BK, mask.target_BK, kind))
+        return target, predictions, contexts
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move the target encoder towards the encoder: target <- m target + (1 - m) encoder."""
+        slow: list[Tensor] = list(self.target_encoder.parameters())
+        fast: list[Tensor] = list(self.encoder.parameters())
+        torch._foreach_lerp_(slow, fast, 1 - momentum)
