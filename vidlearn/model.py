@@ -180,7 +180,8 @@ class Encoder(nn.Module):
         x = self.patch_embed(clip_BCTHW)
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
         tubelet = self.patch_embed.tubelet
-        grid = token_grid(frames, *clip_BCTHW.shape[-2:], self.cfg.patch, tubelet)
+        height, width = clip_BCTHW.shape[-2:]
+        grid = token_grid(frames, height, width, self.cfg.patch, tubelet)
         if self.cfg.pos == "sincos":
             x = x + resize_table(self.pos_embed, self.cfg.grid, grid)
         return x, grid

@@ -1,0 +1,251 @@
+"""What a run is made of: Config, every choice of a training run, and the recipes that ship.
+
+A recipe is a Config with its command, its cost and its result in `about`. Everything can be
+overridden on the command line, e.g. `vidlearn train laptop --steps 100 --seed 1`.
+Nothing here imports torch, so that `vidlearn --help` answers at once. Taught in chapter 11.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vidlearn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vidlearn.model import ModelConfig
+    from vidlearn.sample import ClipSpec
+    from vidlearn.transform import ClipTransform
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice of one training run. Lengths in pixels, frames and steps.
+
+    The batch is the *global* one: N processes share it, so a run is the same run on any number
+    of processes. All random numbers follow from (seed, step, sample index).
+    """
+
+    about: Annotated[str, tyro.conf.Suppress] = ""
+    """Command, cost and expected result of the recipe."""
+    # the clips
+    size: int = 224
+    """Side of the square crop, in pixels."""
+    frames: int = 16
+    """Frames a clip."""
+    stride_frames: int = 4
+    """Frames from one frame of the clip to the next."""
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    """Area of the random crop as a share of the frame."""
+    flip: float = 0.5
+    """Probability of mirroring a clip; 0 where left and right matter."""
+    input_norm: str = "imagenet"
+    """imagenet: fixed mean and deviation; clip: each clip by its own."""
+    backend: str = "decord"
+    """Decoder: decord, pyav, torchcodec or auto."""
+    workers: int = 4
+    """Loader processes for each training process."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the videos cannot be read."""
+    # the model
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    tubelet: int = 2
+    """Frames a token spans."""
+    width: int = 1024
+    """Width of the encoder."""
+    depth: int = 24
+    """Blocks of the encoder."""
+    heads: int = 16
+    """Attention heads of the encoder."""
+    pred_width: int = 384
+    """Width of the predictor."""
+    pred_depth: int = 12
+    """Blocks of the predictor."""
+    pred_heads: int = 12
+    """Attention heads of the predictor."""
+    pos: str = "sincos"
+    """Positions: sincos (V-JEPA), rope2 (V-JEPA 2) or rope21 (V-JEPA 2.1)."""
+    # the task
+    masks: str = "vjepa"
+    """Kinds of masks: vjepa (short and long), future, short or long."""
+    mask_cut: str = "fair"
+    """fair, or vjepa1 for the published cut."""
+    mask_cycle: bool = False
+    """Take one kind of mask a step in turn instead of all kinds every step."""
+    var_cov: float = 0.0
+    """Weight of the variance-covariance term on the context features."""
+    # the optimiser
+    batch: int = 3072
+    """Clips a step, over all processes."""
+    steps: int = 90_000
+    """Steps of the run."""
+    warmup: int = 12_000
+    """Steps of the learning rate's rise."""
+    lr_start: float = 2e-4
+    """Learning rate at the first step."""
+    lr: float = 6.25e-4
+    """Highest learning rate."""
+    lr_final: float = 1e-6
+    """Learning rate at the last step."""
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    """Weight decay at the first and the last step."""
+    ema: tuple[float, float] = (0.998, 1.0)
+    """Momentum of the target encoder at the first and the last step."""
+    clip_grad: float = 10.0
+    """Greatest gradient norm, of encoder and predictor each; 0 turns clipping off."""
+    bf16: bool = True
+    """Mixed precision on CUDA; a CPU always computes in float32."""
+    seed: int = 0
+    """Seed of everything."""
+    # the run
+    threads: int = 1
+    """CPU threads of each process."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    save_every: int = 1000
+    """Steps between two checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard files as well."""
+
+    # What may differ between a run and its continuation.
+    _FREE = ("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads")
+
+    def model(self) -> ModelConfig:
+        """The shape of the model."""
+        from vidlearn.mask import MASKS
+        from vidlearn.model import ModelConfig
+
+        kinds = len(MASKS.get(self.masks, ())) or 1
+        return ModelConfig(
+            size=self.size,
+            frames=self.frames,
+            patch=self.patch,
+            tubelet=self.tubelet,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            pred_width=self.pred_width,
+            pred_depth=self.pred_depth,
+            pred_heads=self.pred_heads,
+            pos=self.pos,
+            mask_tokens=1 if self.mask_cycle else kinds,
+        )
+
+    def clip_spec(self) -> ClipSpec:
+        """Which frames make a clip."""
+        from vidlearn.sample import ClipSpec
+
+        return ClipSpec(frames=self.frames, stride_frames=self.stride_frames)
+
+    def transform(self, train: bool) -> ClipTransform:
+        """Crop, resize and flip: at random for training, the centre otherwise."""
+        from vidlearn.transform import ClipTransform
+
+        return ClipTransform(
+            size=self.size, train=train, scale=self.crop_scale, flip=self.flip if train else 0.0
+        )
+
+    def to_json(self) -> str:
+        """The choices as JSON, without `about`."""
+        choices = asdict(self)
+        del choices["about"]
+        return json.dumps(choices)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The Config that `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigError(
+                f"config: unknown fields {sorted(unknown)}; it was written by another version"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def differences(self, other: Config) -> list[str]:
+        """Fields that make this another run than `other`, each as 'name: mine, theirs'."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return [f"{n}: {a}, {b}" for n, a, b in pairs if a != b and n not in self._FREE]
+
+
+LAPTOP = Config(
+    about="""A V-JEPA of 0.5 M parameters on the built-in videos.
+
+    Command: vidlearn train laptop   (or: torchrun --nproc-per-node 2 -m vidlearn train laptop)
+    Cost: about 3 CPU-minutes. Result: see chapter 11 and `vidlearn probe`.
+    """,
+    size=48,
+    frames=8,
+    stride_frames=2,
+    crop_scale=(0.5, 1.0),
+    flip=0.0,
+    input_norm="clip",
+    workers=1,
+    patch=8,
+    width=96,
+    depth=4,
+    heads=3,
+    pred_width=48,
+    pred_depth=2,
+    pred_heads=3,
+    masks="future",
+    mask_cycle=True,
+    var_cov=0.1,
+    batch=16,
+    steps=600,
+    warmup=60,
+    lr_start=1e-4,
+    lr=1e-3,
+    weight_decay=(0.04, 0.04),
+    ema=(0.99, 1.0),
+    save_every=100,
+)
+GPU = Config(
+    about="""A ViT-S on clips of 16 x 112 x 112: the first real run on one GPU.
+
+    Command: vidlearn train gpu --data DIR
+    Cost: 20,000 steps of 128 clips; not yet timed on a GPU by us. Result: not yet measured.
+    """,
+    size=112,
+    width=384,
+    depth=12,
+    heads=6,
+    pred_width=192,
+    pred_depth=6,
+    pred_heads=6,
+    batch=128,
+    steps=20_000,
+    warmup=1_000,
+    workers=8,
+)
+VITL16 = Config(
+    about="""The published V-JEPA ViT-L/16, 224 px, with the fair masks.
+
+    Command: sbatch, see slurm/many_nodes.sbatch; --mask-cut vjepa1 --pred-heads 16 is as published.
+    Cost: 7.1e20 FLOPs (2.55 TFLOP a clip), by our count. Result, published: 80.8 % on Kinetics-400
+    and 69.5 % on Something-Something v2 with an attentive probe (Bardes et al. 2024).
+    """,
+    workers=12,
+)
+VITH16 = Config(
+    about="""The published V-JEPA ViT-H/16, 224 px, with the fair masks.
+
+    Command: sbatch, see slurm/many_nodes.sbatch. Cost: 1.3e21 FLOPs, by our count.
+    Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.
+    """,
+    width=1280,
+    depth=32,
+    workers=12,
+)
+RECIPES: dict[str, Config] = {"laptop": LAPTOP, "gpu": GPU, "vitl16": VITL16, "vith16": VITH16}
+
+
+def recipe(name: str) -> Config:
+    """The recipe of this name; an unknown one is an error that lists those there are."""
+    if name not in RECIPES:
+        raise ConfigError(f"no recipe {name!r}; known recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]

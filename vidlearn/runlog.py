@@ -1,0 +1,113 @@
+"""What a run says while it trains: a progress bar, a log file, metrics as JSON lines.
+
+Input: numbers of a step. Output: `train.log` (plain lines), `metrics.jsonl` (one object a
+line), TensorBoard files on request, and a live bar when the output is a terminal.
+Only rank 0 writes. Taught in chapter 11.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidlearn.errors import ConfigError
+from vidlearn.recipes import Config
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, oldest first."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+
+
+class RunLog:
+    """The log of one run; `step` is where the run starts or goes on.
+
+    Lines of metrics beyond `step`, left by a run that died after its last checkpoint, are
+    dropped, so that the file holds each step once.
+    """
+
+    def __init__(self, out: Path, step: int, config: Config, *, active: bool) -> None:
+        self.active, self.config, self.out = active, config, out
+        self.progress: Progress | None = None
+        self.board: Any = None
+        if not active:
+            return
+        self.file = out / "metrics.jsonl"
+        if self.file.exists():
+            kept = [m for m in read_metrics(self.file) if m["step"] <= step]
+            self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        (out / "config.json").write_text(config.to_json() + "\n")
+        if config.tensorboard:
+            self.board = _tensorboard(out)
+        if sys.stderr.isatty():
+            self.progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.progress.add_task("", total=config.steps, completed=step, loss=0.0)
+
+    def __enter__(self) -> RunLog:
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.progress:
+            self.progress.stop()
+        if self.board:
+            self.board.close()
+
+    def say(self, text: str) -> None:
+        """One line for people, to `train.log` and the terminal."""
+        if not self.active:
+            return
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
+        with open(self.out / "train.log", "a") as f:
+            f.write(line + "\n")
+        if self.progress:
+            self.progress.console.print(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def write(self, metrics: dict[str, float], *, bad: int) -> None:
+        """The numbers of a step; `bad` is how many videos could not be read so far."""
+        if not self.active:
+            return
+        with open(self.file, "a") as f:
+            f.write(json.dumps({**metrics, "bad_videos": bad}) + "\n")
+        if self.board:
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, metrics["step"])
+        if self.progress:
+            self.progress.update(self.task, completed=metrics["step"], loss=metrics["loss"])
+        text = (
+            f"step {metrics['step']:6d}  loss {metrics['loss']:.4f}  spread "
+            f"{metrics['spread']:.3f}  rank {metrics['effective_rank']:.1f}  "
+            f"{metrics['clips_per_s']:.1f} clips/s  waiting {metrics['wait_share']:.0%}"
+        )
+        if bad:
+            text += f"  unreadable videos {bad} (quarantine.jsonl)"
+        self.say(text)
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs the package tensorboard: pip install 'vidlearn[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(out / "tensorboard"))

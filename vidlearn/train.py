@@ -1,0 +1,334 @@
+"""One training run, from the first batch to the last checkpoint.
+
+Input: a Config, a manifest, a folder for results. Output: checkpoints, `metrics.jsonl`,
+`train.log`, `quarantine.jsonl` and the exported encoder. The same code runs in one process
+on a CPU and in many on GPUs; because every random number follows from (seed, step, sample),
+a resumed run and a run on another number of processes see the same clips and masks.
+Taught in chapters 1 and 11.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vidlearn import checkpoint, schedule
+from vidlearn.batch import Batch, ClipDataset, Quarantine, ShardedSampler, make_loader, to_device
+from vidlearn.datasets import Manifest
+from vidlearn.dist import Dist, init_distributed
+from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.loss import effective_rank, latent_l1, normalize_target, spread, variance_covariance
+from vidlearn.mask import Mask, make_masks
+from vidlearn.model import VJEPA
+from vidlearn.recipes import Config
+from vidlearn.runlog import RunLog
+from vidlearn.tokens import gather_tokens
+from vidlearn.transform import normalize
+
+
+@dataclass
+class State:
+    """What a run carries from step to step; all of it is in the checkpoint or follows from it."""
+
+    config: Config
+    dist: Dist
+    model: VJEPA
+    wrapped: nn.Module  # the model, inside DistributedDataParallel when there are several ranks
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    votes: Tensor = field(default_factory=lambda: torch.zeros(2))
+
+
+def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
+    """Encoder and predictor, each with and without weight decay (biases and norms: none)."""
+    groups = []
+    for decay in (True, False):
+        for part in (model.encoder, model.predictor):
+            chosen = [p for p in part.parameters() if (p.ndim > 1) == decay]
+            groups.append({"params": chosen, "decay": decay})
+    return groups
+
+
+def build(config: Config, dist: Dist) -> State:
+    """A fresh model and optimiser, equal on all ranks."""
+    torch.manual_seed(config.seed)
+    model = VJEPA(config.model()).to(dist.device)
+    on_gpu = dist.device.type == "cuda"
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=on_gpu or None)
+    wrapped: nn.Module = model
+    if dist.world > 1:
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=[dist.device.index] if on_gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    return State(config, dist, model, wrapped, optimizer, votes=torch.zeros(2, device=dist.device))
+
+
+def set_rates(state: State) -> tuple[float, float, float]:
+    """Learning rate and weight decay into the optimiser; returns (lr, weight decay, momentum)."""
+    c, progress = state.config, state.step / max(1, state.config.steps - 1)
+    lr = schedule.warmup_cosine(
+        state.step, c.steps, warmup=c.warmup, start=c.lr_start, peak=c.lr, final=c.lr_final
+    )
+    decay = schedule.cosine(progress, *c.weight_decay)
+    for group in state.optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
+    return lr, decay, schedule.linear(progress, *c.ema)
+
+
+def forward_loss(
+    state: State, batch: Batch, masks: list[Mask]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss to differentiate, each clip's latent loss [B], the regulariser, target features.
+
+    A clip that could not be read counts nothing; the mean is over the readable clips of all
+    ranks (`state.votes[0]`), so N processes minimise what one would.
+    """
+    c = state.config
+    clips = normalize(batch.clips, c.input_norm)
+    kinds = [0] * len(masks) if c.mask_cycle else list(range(len(masks)))
+    with torch.autocast(clips.device.type, torch.bfloat16, c.bf16 and clips.is_cuda):
+        target, predictions, contexts = state.wrapped(clips, masks, kinds)
+    goal = normalize_target(target)
+    losses = [latent_l1(p, gather_tokens(goal, m.target_BK)) for p, m in zip(predictions, masks)]
+    per_clip = torch.stack(losses).mean(0)
+    loss = (per_clip * batch.valid).sum() * state.dist.world / state.votes[0].clamp_min(1)
+    reg = loss.new_zeros(())
+    if c.var_cov:
+        reg = torch.stack([variance_covariance(x) for x in contexts]).mean()
+    return loss + c.var_cov * reg, per_clip.detach(), reg.detach(), target
+
+
+def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, Any]:
+    """One step: masks, forward, backward, clipping, AdamW, then the target encoder.
+
+    Args:
+        state: changed in place; its step counts up by one.
+        batch: this rank's share of the global batch, on the rank's device.
+        stop: this rank has been asked to stop; all ranks learn of it (`state.votes[1]`).
+
+    Returns:
+        Numbers of the step; tensors stay on the device, so that nothing waits for the GPU.
+    """
+    c, dist = state.config, state.dist
+    state.votes.copy_(torch.tensor([float(batch.valid.sum()), float(stop)]))
+    dist.all_reduce(state.votes)
+    lr, decay, momentum = set_rates(state)
+    masks = make_masks(
+        c.masks,
+        c.mask_cut,
+        state.model.cfg.grid,
+        seed=c.seed,
+        step=state.step,
+        indices=batch.indices.tolist(),
+        cycle=c.mask_cycle,
+    )
+    masks = [mask.to(dist.device) for mask in masks]
+    loss, per_clip, reg, target = forward_loss(state, batch, masks)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    limit = c.clip_grad or float("inf")
+    norms = [
+        nn.utils.clip_grad_norm_(part.parameters(), limit)
+        for part in (state.model.encoder, state.model.predictor)
+    ]
+    state.optimizer.step()
+    state.model.update_target(momentum)
+    state.step += 1
+    return {
+        "lr": lr,
+        "weight_decay": decay,
+        "ema": momentum,
+        "loss_sum": (per_clip * batch.valid).sum(),
+        "reg": reg,
+        "grad_encoder": norms[0],
+        "grad_predictor": norms[1],
+        "target": target,
+    }
+
+
+def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
+    """The step's numbers as floats, averaged over ranks where they differ."""
+    target = numbers.pop("target")
+    total = numbers.pop("loss_sum").clone()
+    state.dist.all_reduce(total)
+    loss = float(total / state.votes[0].clamp_min(1))
+    if loss != loss:
+        raise VidlearnError(
+            f"the loss is not a number at step {state.step}. Lower --lr, raise --warmup, or turn "
+            "off --bf16; the last checkpoint is intact"
+        )
+    return {
+        "step": state.step,
+        "loss": loss,
+        **{name: float(value) for name, value in numbers.items()},
+        "spread": spread(target),
+        "effective_rank": effective_rank(target[:, ::4]),
+    }
+
+
+def save(state: State, out: Path) -> Path | None:
+    """Write a checkpoint from rank 0; the others wait for it."""
+    path = None
+    if state.dist.is_main:
+        content = {
+            "config": state.config.to_json(),
+            "step": state.step,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+        }
+        path = checkpoint.save(out / "checkpoints", state.step, content)
+    state.dist.barrier()
+    return path
+
+
+def resume(state: State, out: Path) -> bool:
+    """Go on from the newest checkpoint in `out`, if there is one.
+
+    Raises:
+        ConfigError: the checkpoint belongs to a run with other choices.
+    """
+    path = checkpoint.latest(out / "checkpoints")
+    if path is None:
+        return False
+    content = checkpoint.load(path, map_location=state.dist.device)
+    differences = state.config.differences(Config.from_json(content["config"]))
+    if differences:
+        raise ConfigError(
+            f"{path} belongs to another run ({'; '.join(differences)}: asked, saved). "
+            "Choose another --out, or the same choices"
+        )
+    checkpoint.check_matches(content["model"], state.model, path)
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.step = content["step"]
+    return True
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """Collect the names of signals that ask for a stop, instead of dying of them."""
+    asked: list[str] = []
+    names = [n for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+    old = {}
+    for name in names:
+        number = getattr(signal, name)
+        old[number] = signal.signal(number, lambda n, _frame: asked.append(signal.Signals(n).name))
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _loader(config: Config, data: Manifest, dist: Dist, start: int) -> Iterator[Batch]:
+    rows = data.split("train") if any(r.split == "train" for r in data.rows) else data
+    if config.batch % dist.world:
+        raise ConfigError(f"--batch {config.batch} cannot be shared by {dist.world} processes")
+    if len(rows) < config.batch:
+        raise ConfigError(
+            f"{data.source}: {len(rows)} training videos, but --batch is {config.batch}. "
+            "Use a smaller batch or more videos"
+        )
+    dataset = ClipDataset(
+        rows, config.clip_spec(), config.transform(True), seed=config.seed, backend=config.backend
+    )
+    sampler = ShardedSampler(
+        len(dataset),
+        config.batch,
+        rank=dist.rank,
+        world=dist.world,
+        seed=config.seed,
+        start_step=start,
+    )
+    loader = make_loader(dataset, sampler, workers=config.workers, device=str(dist.device))
+    return iter(to_device(loader, dist.device))
+
+
+def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None = None) -> dict:
+    """Run, or go on with, a training run.
+
+    Args:
+        config: all choices; usually `recipes.recipe(name)` with changes.
+        data: the videos; rows of the split "train" if there are any, else all.
+        out: folder of the run; if it holds checkpoints of this run, training goes on from them.
+        dist: who this process is; found from the environment when None.
+
+    Returns:
+        step, steps, loss, seconds, wait_share, clips_per_s, bad (videos), stopped, checkpoint.
+
+    Raises:
+        ConfigError: choices that cannot be. VidlearnError: too many unreadable videos,
+            a loss that is not a number, a checkpoint that cannot be written.
+    """
+    dist = dist or init_distributed()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    state = build(config, dist)
+    resumed = resume(state, out)
+    log = RunLog(out, state.step, config, active=dist.is_main)
+    quarantine = Quarantine(out / "quarantine.jsonl", len(data), config.max_bad_share)
+    stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
+    log.say(f"{'resumed at' if resumed else 'starts at'} step {state.step} of {config.steps}, "
+            f"{dist.world} process(es), {dist.device}, {len(data)} videos from {data.source}")  # fmt: skip
+    batches = _loader(config, data, dist, state.step) if state.step < config.steps else iter(())
+    began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
+    with _stop_requests() as asked, log:
+        while state.step < config.steps and not state.votes[1]:
+            mark = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - mark
+            bad = quarantine.add(batch.bad)
+            stop = bool(asked) or bool(stop_file and os.path.exists(stop_file))
+            numbers = train_step(state, batch, stop=stop)
+            last = state.step == config.steps
+            if last or state.step % config.log_every == 0:
+                metrics = _metrics(state, numbers)
+                seconds = time.perf_counter() - began
+                metrics["wait_share"] = waited / seconds
+                metrics["clips_per_s"] = (state.step - first_step) * config.batch / seconds
+                log.write(metrics, bad=bad)
+            if not last and state.step % config.save_every == 0:
+                save(state, out)
+    return _finish(state, out, log, metrics, time.perf_counter() - began, bool(state.votes[1]))
+
+
+def _finish(
+    state: State, out: Path, log: RunLog, metrics: dict, seconds: float, stopped: bool
+) -> dict:
+    """The last checkpoint, the exported encoder and the summary."""
+    path = save(state, out) or checkpoint.latest(out / "checkpoints")
+    if state.dist.is_main:
+        checkpoint.export_encoder(
+            out / "encoder.safetensors",
+            state.model.target_encoder.state_dict(),
+            {"config": state.config.to_json(), "step": state.step},
+        )
+    stopped = stopped and state.step < state.config.steps
+    if stopped:
+        log.say(f"stopped at step {state.step} as asked; saved. To go on: the same command again")
+        marker = os.environ.get("VIDLEARN_STOPPED_FILE", "")
+        if marker and state.dist.is_main:
+            Path(marker).touch()
+    return {
+        **metrics,
+        "step": state.step,
+        "steps": state.config.steps,
+        "seconds": seconds,
+        "stopped": stopped,
+        "checkpoint": str(path),
+        "encoder": str(out / "encoder.safetensors"),
+    }
