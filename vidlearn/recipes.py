@@ -164,7 +164,9 @@ class Config:
             raise ConfigError(
                 f"config: unknown fields {sorted(unknown)}; it was written by another version"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        for key, value in values.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     def differences(self, other: Config) -> list[str]:
         """Fields that make this another run than `other`, each as 'name: mine, theirs'."""

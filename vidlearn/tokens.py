@@ -62,7 +62,7 @@ def token_grid(frames: int, height: int, width: int, patch: int, tubelet: int) -
     return frames // tubelet, height // patch, width // patch
 
 
-def positions(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
+def positions(grid: Grid, device: torch.device | None = None) -> Tensor:
     """(t, h, w) of every token in raster order: int64 [N, 3]."""
     axes = [torch.arange(n, device=device) for n in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
@@ -70,7 +70,8 @@ def positions(grid: Grid, device: torch.device | str = "cpu") -> Tensor:
 
 def _sincos_1d(width: int, place: Tensor) -> Tensor:
     """[n] places -> [n, width]: sines of falling frequencies, then their cosines."""
-    omega = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    pair = torch.arange(width // 2, dtype=torch.float64, device=place.device)
+    omega = 10000.0 ** (-pair / (width / 2))
     angle = place.to(torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 

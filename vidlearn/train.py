@@ -282,8 +282,10 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     log = RunLog(out, state.step, config, active=dist.is_main)
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), config.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
-    log.say(f"{'resumed at' if resumed else 'starts at'} step {state.step} of {config.steps}, "
-            f"{dist.world} process(es), {dist.device}, {len(data)} videos from {data.source}")  # fmt: skip
+    log.say(
+        f"{'goes on at' if resumed else 'starts at'} step {state.step} of {config.steps} in "
+        f"{dist.world} process(es) on {dist.device}; {len(data)} videos of {data.source}"
+    )
     batches = _loader(config, data, dist, state.step) if state.step < config.steps else iter(())
     began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
     with _stop_requests() as asked, log:
