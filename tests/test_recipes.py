@@ -1,0 +1,55 @@
+"""Recipes: complete, documented, and faithful through JSON."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from vidlearn.errors import ConfigError
+from vidlearn.recipes import RECIPES, Config, recipe
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_says_its_command_cost_and_result(name):
+    config = recipe(name)
+    for word in ("Command:", "Cost:", "Result"):
+        assert word in config.about
+    model = config.model()
+    assert model.n_tokens > 0 and config.clip_spec().frames == config.frames
+    assert config.transform(True).size == config.size
+    assert config.transform(False).flip == 0
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_json_keeps_every_choice(name):
+    config = recipe(name)
+    back = Config.from_json(config.to_json())
+    assert dataclasses.replace(back, about=config.about) == config
+    assert not config.differences(back)
+
+
+def test_published_recipe_has_the_published_numbers():
+    c = recipe("vitl16")
+    assert (c.batch, c.steps, c.warmup, c.lr_start, c.lr) == (3072, 90_000, 12_000, 2e-4, 6.25e-4)
+    assert c.model().grid == (8, 14, 14) and math.prod(c.model().grid) == 1568
+
+
+def test_differences_name_the_field_and_leave_out_what_may_change():
+    a, b = recipe("laptop"), dataclasses.replace(recipe("laptop"), lr=0.5, workers=7)
+    assert a.differences(b) == [f"lr: {a.lr}, 0.5"]
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ConfigError, match=r"no recipe 'lapto'; known recipes: laptop"):
+        recipe("lapto")
+    text = json.dumps({**json.loads(recipe("laptop").to_json()), "colour": 1})
+    with pytest.raises(ConfigError, match="colour"):
+        Config.from_json(text)
+
+
+def test_recipes_do_not_wait_for_torch():
+    code = "import sys, vidlearn.recipes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
