@@ -1,0 +1,120 @@
+"""Pixels to pixels: one crop and one flip for all frames of a clip (chapter "Choosing frames").
+
+Input: uint8 [T, H, W, C] as decoded, on the CPU. Output: uint8 [C, T, size, size], which is made
+float32 and normalised a batch at a time on the device, so that a quarter of the bytes travel.
+Traded: V-JEPA resizes in float32 (arXiv 2404.08471); uint8 is one grey level off at most, in a
+fraction of the time. As there, the resize does not antialias unless asked to: small pictures of
+large frames then shimmer in time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from vidlearn.errors import ConfigError, VidlearnError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Box(NamedTuple):
+    """A part of the frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def crop_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (0.3, 1.0),
+    ratio: tuple[float, float] = (0.75, 1.35),
+) -> Box:
+    """A random part of a frame of height x width pixels (the defaults are V-JEPA's).
+
+    Args:
+        scale: share of the frame's area, uniform between the two.
+        ratio: width / height of the box, uniform in its logarithm. A draw that does not fit is
+            drawn again, ten times; after that the middle is taken, as large as the ratio allows.
+    """
+    area = height * width * rng.uniform(*scale, size=10)
+    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=10))
+    sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(int).clip(min=1)
+    fits = np.flatnonzero((sides[0] <= height) & (sides[1] <= width))
+    if not len(fits):
+        box_h = min(height, max(1, round(width / ratio[0])))
+        box_w = min(width, max(1, round(height * ratio[1])))
+        return Box((height - box_h) // 2, (width - box_w) // 2, box_h, box_w)
+    box_h, box_w = (int(side) for side in sides[:, fits[0]])
+    top, left = rng.integers(0, (height - box_h + 1, width - box_w + 1))
+    return Box(int(top), int(left), box_h, box_w)
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """Crop, resize and flip a clip; training draws the crop and the flip, evaluation does not.
+
+    Args:
+        size: side of the result, in pixels.
+        train: False takes the square in the middle, as resizing the short side and then cutting
+            the centre does, and never flips.
+        scale, ratio: of the random crop, see crop_box.
+        flip: chance of a left-right flip, which makes "right" of "left": 0.0 for such labels.
+        antialias: average the pixels that a reduction skips; V-JEPA does not.
+    """
+
+    size: int = 64
+    train: bool = True
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.35)
+    flip: float = 0.5
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        (small, large), (thin, wide) = self.scale, self.ratio
+        if self.size < 1 or not (0 < small <= large <= 1 and 0 < thin <= wide):
+            raise ConfigError(f"{self}: needs size > 0, 0 < scale <= 1 and ratio > 0, low to high")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip={self.flip}: give a chance between 0 and 1")
+
+    def __call__(self, clip_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """uint8 [T, H, W, C] -> uint8 [C, T, size, size]; the same rng gives the same result."""
+        if clip_THWC.dtype != torch.uint8 or clip_THWC.ndim != 4 or 0 in clip_THWC.shape:
+            got = f"{clip_THWC.dtype} {list(clip_THWC.shape)}"
+            raise VidlearnError(f"the clip is {got}: give uint8 [T, H, W, C], none of them 0")
+        _, height, width, _ = clip_THWC.shape
+        side = min(height, width)
+        box = Box((height - side) // 2, (width - side) // 2, side, side)
+        if self.train:
+            box = crop_box(height, width, rng, scale=self.scale, ratio=self.ratio)
+        part = clip_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        out, smooth = (self.size, self.size), self.antialias
+        resized = interpolate(part.permute(0, 3, 1, 2), out, mode="bilinear", antialias=smooth)
+        if self.train and rng.random() < self.flip:
+            resized = resized.flip(-1)
+        return resized.transpose(0, 1).contiguous()
+
+
+def normalize(clip_uint8: torch.Tensor, how: str = "imagenet") -> torch.Tensor:
+    """uint8 [B, C, T, H, W] -> float32 of the same shape, on the same device.
+
+    "imagenet" takes the mean and deviation of ImageNet's colours, as V-JEPA does; "clip" those
+    of each clip and colour; a deviation below one grey level counts as one (no noise is blown up).
+    """
+    clip = clip_uint8.float()
+    if how == "clip":
+        var, mean = torch.var_mean(clip, dim=(2, 3, 4), keepdim=True, correction=0)
+        return (clip - mean) / var.sqrt().clamp_min(1.0)
+    if how != "imagenet":
+        raise ConfigError(f"how={how!r}: give 'imagenet' or 'clip'")
+    mean, std = (255 * clip.new_tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (clip - mean) / std
