@@ -1,0 +1,130 @@
+"""Save a run so that it can go on, and the encoder so that others can use it (chapter 11).
+
+Input: tensors and plain values. Output: files that are whole or not there at all. Traded: a
+save needs room for one file more, since it is written beside the old ones and renamed when it
+is on the disk; and a checkpoint holds no objects, so that loading one runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vidlearn.errors import ConfigError, VidlearnError
+
+
+def save(
+    folder: str | Path, step: int, state: dict[str, Any], *, keep: int = 2, keep_every: int = 0
+) -> Path:
+    """Write `folder`/step-00000120.pt from one rank; keep the newest and each keep_every-th step.
+
+    ConfigError: the state holds an object that `load` would refuse. VidlearnError: the disk is
+    full or the folder read-only; older checkpoints are untouched.
+    """
+    _check_plain(state, "state")
+    path = Path(folder) / f"step-{step:08d}.pt"
+    _write(path, lambda f: torch.save({"vidlearn": state}, f))
+    others = [p for p in _saved(path.parent) if p != path]
+    for old in others[: max(0, len(others) + 1 - keep)]:
+        if not keep_every or int(old.stem[5:]) % keep_every:
+            old.unlink()
+    return path
+
+
+def latest(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint in `folder`, or None; a broken one is skipped with a warning."""
+    for path in reversed(_saved(Path(folder))):
+        if zipfile.is_zipfile(path):  # looks for the table of contents, which is written last
+            return path
+        warnings.warn(f"{path} is cut short and was skipped: delete it", stacklevel=2)
+    return None
+
+
+def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state that `save` wrote; ConfigError for a file that is missing, damaged or foreign."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {bad}")
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: no whole checkpoint ({error}). Take another one") from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        cause = "foreign, or with Python objects in it, which could run code"
+        raise ConfigError(f"{path}: {cause}. Take a checkpoint of a vidlearn run") from error
+    if not isinstance(content, dict) or "vidlearn" not in content:
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint of a vidlearn run")
+    return content["vidlearn"]
+
+
+def check_matches(state_dict: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
+    """ConfigError, with names, unless the weights in `path` have the model's names and shapes."""
+    mine = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    file = {name: tuple(t.shape) for name, t in state_dict.items()}
+    problems = {
+        "missing": sorted(mine.keys() - file),
+        "unexpected": sorted(file.keys() - mine),
+        "differ": [
+            f"{n} {file[n]}, not {mine[n]}" for n in mine if file.get(n, mine[n]) != mine[n]
+        ],
+    }
+    texts = [f"{len(n)} {what} ({', '.join(n[:3])} ...)" for what, n in problems.items() if n]
+    if texts:
+        raise ConfigError(f"{path} belongs to another model; weights: {'; '.join(texts)}")
+
+
+def export_encoder(path: str | Path, encoder_state: Mapping[str, Tensor], meta: dict) -> Path:
+    """Write weights as safetensors, with `meta` as JSON in the header; returns the path."""
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder_state.items()}
+    data = safetensors.torch.save(tensors, {"vidlearn": json.dumps(meta)})
+    return _write(Path(path), lambda f: f.write(data))
+
+
+def load_encoder(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, meta) of a file that `export_encoder` wrote; ConfigError for any other."""
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            meta = json.loads((f.metadata() or {})["vidlearn"])
+            return {name: f.get_tensor(name) for name in f.keys()}, meta
+    except (OSError, safetensors.SafetensorError, KeyError) as error:
+        raise ConfigError(f"{path}: not a whole encoder of vidlearn ({error!r})") from error
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*[0-9].pt"), key=lambda path: (len(path.name), path.name))
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch reports a full disk as a position in its file; the system's own words are below.
+        cause = str(error.__context__ or error).splitlines()[0]
+        raise VidlearnError(f"{path}: not written: {cause}. Older files are untouched") from error
+    return path
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_plain(part, f"{where}[{key!r}]")
+    elif type(value) not in (type(None), bool, int, float, str) and not isinstance(value, Tensor):
+        raise ConfigError(f"{where} is a {type(value).__name__}: save tensors, numbers and text")

@@ -1,0 +1,140 @@
+"""Who am I among the processes? One call for torchrun, SLURM and a single process (chapter 3).
+
+Input: the environment that the launcher left. Output: a Dist, and a group that was tried once.
+Traded: half an environment is an error; ranks that guess "I am alone" train alone in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as td
+
+from vidlearn.errors import ConfigError, VidlearnError
+
+
+@dataclass(frozen=True)
+class Dist:
+    """One process among `world`."""
+
+    rank: int
+    world: int
+    local_rank: int  # number of the process on its machine
+    device: torch.device
+    launcher: str  # "single", "torchrun" or "slurm"
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and talks to people."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            td.barrier()
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up `tensor` over all ranks, in place; returns it."""
+        if self.world > 1:
+            td.all_reduce(tensor)
+        return tensor
+
+
+def init_distributed(
+    backend: str | None = None, *, timeout_s: float = 600, device: str | None = None
+) -> Dist:
+    """Find this process's place and join the others.
+
+    The backend follows from the device, the device from VIDLEARN_DEVICE or from whether there is
+    a GPU; timeout_s is the longest wait for a rank that does not come, or hangs. ConfigError: an
+    environment half set, a rank without GPU. VidlearnError: the ranks did not meet, port in use.
+    """
+    launcher, rank, world, local_rank, where = _place()
+    place = _device(device or os.environ.get("VIDLEARN_DEVICE", ""), local_rank)
+    me = Dist(rank, world, local_rank, place, launcher)
+    if world == 1 or td.is_initialized():
+        return me
+    method = "env://" if launcher == "torchrun" else f"tcp://{where}"
+    backend = backend or ("nccl" if place.type == "cuda" else "gloo")
+    limit, own = timedelta(seconds=timeout_s), place if backend == "nccl" else None
+    try:
+        td.init_process_group(backend, method, limit, world, rank, device_id=own)
+    except td.DistError as error:
+        text = f"rank {rank} of {world} cannot meet the others at {where}: {error}".splitlines()[0]
+        remedy = "If the port is in use, set MASTER_PORT to a free one; else see that all started"
+        raise VidlearnError(f"{text.rstrip('.')}. {remedy}") from error
+    if int(me.all_reduce(torch.ones(1, device=place))) != world:
+        raise VidlearnError(f"more or fewer than {world} ranks met at {where}: two runs are mixed")
+    return me
+
+
+def shutdown(dist: Dist) -> None:
+    """Leave the group after a success. After a failure do not: it waits for ranks that are gone."""
+    if dist.world > 1:
+        dist.barrier()  # rank 0 holds the store: if it leaves first, the others see a broken line
+        td.destroy_process_group()
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form, "2(x3),1" -> [2, 2, 2, 1]: processes on each node."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", text)
+    return [int(count) for count, times in parts for _ in range(int(times or 1))]
+
+
+def first_host(nodelist: str) -> str:
+    """The first name in SLURM's short form: "gpu[007-009,12],x1" -> "gpu007"."""
+    return re.sub(r"\[([^\],-]+)[^\]]*\]|,.*", r"\1", nodelist)
+
+
+def _variable(name: str, fallback: str = "", form: str = r"\d+") -> str:
+    value = os.environ.get(name) or os.environ.get(fallback, "")
+    if not re.fullmatch(form, value):
+        text = f"the variable {name} is {value or 'missing'}, but others of its kind are set: start"
+        raise ConfigError(f"{text} with torchrun or srun, or, for one process, unset the others")
+    return value
+
+
+def _place() -> tuple[str, int, int, int, str]:
+    """(launcher, rank, world, local rank, host:port of rank 0), from the environment."""
+    env, step = os.environ, "SLURM_STEP_ID" in os.environ  # srun sets it, sbatch does not
+    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if any(name in env for name in torchrun[: 3 if step else 5]):
+        launcher, names = "torchrun", [_variable(name) for name in torchrun[:3]]
+        where = f"{_variable('MASTER_ADDR', form='.+')}:{_variable('MASTER_PORT')}"
+    elif step:
+        tasks = _variable("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+        launcher, names = "slurm", [_variable("SLURM_PROCID"), tasks, _variable("SLURM_LOCALID")]
+        text = _variable("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", r"[\d(x),]+")
+        if sum(tasks_per_node(text)) != int(tasks):
+            raise ConfigError(f"SLURM_STEP_NUM_TASKS={tasks}, but SLURM_STEP_TASKS_PER_NODE={text}")
+        # SLURM_NODELIST and HOSTNAME tell of the whole job; this step may run elsewhere in it.
+        host = env.get("MASTER_ADDR") or first_host(_variable("SLURM_STEP_NODELIST", form=".+"))
+        # A fixed port mixes two jobs on a node; above 32767 the system hands out its own.
+        where = f"{host}:{env.get('MASTER_PORT') or 10000 + int(_variable('SLURM_JOB_ID')) % 20000}"
+    elif "SLURM_JOB_ID" in env and env.get("SLURM_NTASKS", "1") != "1":
+        raise ConfigError("SLURM_STEP_ID is missing in a job of several tasks: start with srun")
+    else:
+        return "single", 0, 1, 0, ""
+    rank, world, local_rank = map(int, names)
+    if not local_rank <= rank < world:
+        raise ConfigError(f"{launcher} says rank {rank} of {world}, local rank {local_rank}")
+    return launcher, rank, world, local_rank, where
+
+
+def _device(kind: str, local_rank: int) -> torch.device:
+    env, visible = os.environ, torch.cuda.device_count()
+    given = "SLURM_STEP_ID" in env and env.get("CUDA_VISIBLE_DEVICES")
+    kind = kind or ("cuda" if visible or given else "cpu")
+    if kind != "cuda":
+        return torch.device(kind)
+    # SLURM can bind one GPU to each task: then every task sees its own, as number 0.
+    index = 0 if visible == 1 and env.get("SLURM_GPUS_ON_NODE", "1") != "1" else local_rank
+    if index >= visible:
+        text = f"local rank {local_rank}, but torch sees {visible} GPUs: ask for one a process"
+        raise ConfigError(f"{text}, install torch for CUDA, or set VIDLEARN_DEVICE=cpu")
+    torch.cuda.set_device(index)  # before the group exists: else its first collective guesses
+    return torch.device("cuda", index)
