@@ -1,0 +1,23 @@
+"""Where videos are and what they are called: manifests, folders, and the table of public sets.
+
+Input: a folder, a manifest or a published list. Output: a Manifest of rows. Traded: see the
+modules. Taught in the chapter "Video datasets and what they cost".
+"""
+
+from vidlearn.datasets.folder import folder_manifest, open_data
+from vidlearn.datasets.manifest import Manifest, Row, read_manifest, write_manifest
+from vidlearn.datasets.specs import COLUMN_NOTES, SPECS, Cell, DatasetSpec, table
+
+__all__ = [
+    "COLUMN_NOTES",
+    "SPECS",
+    "Cell",
+    "DatasetSpec",
+    "Manifest",
+    "Row",
+    "folder_manifest",
+    "open_data",
+    "read_manifest",
+    "table",
+    "write_manifest",
+]
