@@ -35,8 +35,7 @@ def save(
     _check_plain(state, "state")
     path = Path(folder) / f"step-{step:08d}.pt"
     _write(path, lambda f: torch.save({"vidlearn": state}, f))
-    others = [p for p in _saved(path.parent) if p != path]
-    for old in others[: max(0, len(others) + 1 - keep)]:
+    for old in [p for p in _saved(path.parent) if p != path][::-1][keep - 1 :]:
         if not keep_every or int(old.stem[5:]) % keep_every:
             old.unlink()
     return path
@@ -106,7 +105,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(".unfinished")  # one name: what a killed save leaves is used again
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
@@ -115,7 +114,8 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         # torch reports a full disk as a position in its file; the system's own words are below.
         cause = str(error.__context__ or error).splitlines()[0]
         raise VidlearnError(f"{path}: not written: {cause}. Older files are untouched") from error
