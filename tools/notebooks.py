@@ -178,7 +178,7 @@ def _output(out: NotebookNode, count: int) -> NotebookNode:
     if out.output_type == "execute_result":
         out.execution_count = count
     if out.output_type == "error":
-        out.traceback = []  # holds paths of this machine; name and message stay
+        out.traceback = [f"{out.ename}: {out.evalue}"]  # the rest names folders of this machine
     return out
 
 
