@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv with the pinned packages, or do nothing if it is already right.
-# Needs only Python 3.10 to 3.13. VIDLEARN_PYTHON chooses the interpreter.
+# Needs only Python 3.10 to 3.13 (not even ensurepip). VIDLEARN_PYTHON chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,13 +24,16 @@ fi
 [ -n "$python" ] || fail "no Python 3.10 to 3.13 found. Install one, or set VIDLEARN_PYTHON=/path/to/python"
 
 start=$SECONDS
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  rm -rf .venv  # absent, half made, or of a Python that is gone
   printf 'setup: making .venv with %s\n' "$("$python" --version)"
-  if ! "$python" -m venv .venv; then
-    # Debian and Ubuntu split ensurepip out of Python; virtualenv carries its own pip.
-    rm -rf .venv
-    command -v virtualenv >/dev/null 2>&1 || fail "this Python has no venv module. On Debian or Ubuntu: apt-get install python3-venv"
-    virtualenv --quiet --python "$python" .venv
+  "$python" -c 'import venv' 2>/dev/null || fail "$python has no venv module; install a whole Python"
+  if "$python" -c 'import ensurepip' 2>/dev/null; then
+    "$python" -m venv .venv
+  else
+    # Debian and Ubuntu split ensurepip out of Python; pip can install itself from its wheel.
+    "$python" -m venv --without-pip .venv
+    .venv/bin/python tools/fetch_pip.py
   fi
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
