@@ -123,7 +123,7 @@ def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, A
         Numbers of the step; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist
-    state.votes.copy_(torch.tensor([float(batch.valid.sum()), float(stop)]))
+    state.votes.copy_(torch.tensor([float(len(batch.indices) - len(batch.bad)), float(stop)]))
     dist.all_reduce(state.votes)
     lr, decay, momentum = set_rates(state)
     masks = make_masks(

@@ -1,0 +1,190 @@
+"""Training: golden curve, resume equals uninterrupted, two processes equal one, clean stops."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidlearn import checkpoint
+from vidlearn.datasets import open_data
+from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.recipes import recipe
+from vidlearn.runlog import RunLog, read_metrics
+from vidlearn.synth import make
+from vidlearn.train import build, parameter_groups, set_rates, train
+
+TINY = dataclasses.replace(
+    recipe("laptop"),
+    size=32, frames=4, width=24, depth=1, heads=2, pred_width=12, pred_depth=1, pred_heads=2,
+    batch=4, steps=8, warmup=2, workers=0, log_every=1, save_every=3,
+)  # fmt: skip
+GOLDEN = Path(__file__).parent / "golden_curve.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    return make(root, train=24, val=0, test=0, seed=0)
+
+
+def overrides(config):
+    """The command line that turns the laptop recipe into `config`."""
+    base, flags = recipe("laptop"), []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if value != getattr(base, f.name):
+            flags += [f"--{f.name.replace('_', '-')}", str(value)]
+    return flags
+
+
+def start(data, out, *, world=1, config=TINY, env=None):
+    """Start `vidlearn train laptop` as a reader would, in one process or through torchrun."""
+    command = [sys.executable, "-m"]
+    if world > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
+    command += ["vidlearn", "train", "laptop", "--data", str(data), "--out", str(out)]
+    return subprocess.Popen(
+        command + overrides(config),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out + err
+
+
+def losses(out):
+    return {m["step"]: m["loss"] for m in read_metrics(Path(out) / "metrics.jsonl")}
+
+
+def weights(out):
+    return checkpoint.load(checkpoint.latest(Path(out) / "checkpoints"))["model"]
+
+
+def test_golden_curve(data, tmp_path):
+    """The first steps give the losses that are stored beside this test."""
+    train(TINY, open_data(data), tmp_path)
+    golden = {int(k): v for k, v in json.loads(GOLDEN.read_text()).items()}
+    assert losses(tmp_path) == pytest.approx(golden, rel=2e-3)
+
+
+def test_runs_repeat_to_the_bit(data, tmp_path):
+    for name in ("a", "b"):
+        train(TINY, open_data(data), tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_resume_equals_uninterrupted(data, tmp_path):
+    """Killed without warning after a checkpoint, started again: the same bits."""
+    train(TINY, open_data(data), tmp_path / "whole")
+    process = start(data, tmp_path / "cut", config=dataclasses.replace(TINY, steps=8))
+    saved = tmp_path / "cut" / "checkpoints"
+    deadline = time.time() + 60
+    while checkpoint.latest(saved) is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert checkpoint.load(checkpoint.latest(saved))["step"] in (3, 6, 8)
+    summary = train(TINY, open_data(data), tmp_path / "cut")
+    assert summary["step"] == 8
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    a, b = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_two_processes_learn_what_one_learns(data, tmp_path):
+    """Same clips, masks and mean loss; only the order of additions differs (1e-4 relative)."""
+    for world in (1, 2):
+        finish(start(data, tmp_path / str(world), world=world))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["signal", "file"])
+def test_a_stop_saves_and_says_how_to_go_on(data, tmp_path, how):
+    config = dataclasses.replace(TINY, steps=100_000, save_every=100_000)
+    stop, stopped = tmp_path / "stop", tmp_path / "stopped"
+    env = {"VIDLEARN_STOP_FILE": str(stop), "VIDLEARN_STOPPED_FILE": str(stopped)}
+    process = start(data, tmp_path / "run", config=config, env=env)
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 60
+    while not (log.exists() and log.read_text()) and time.time() < deadline:
+        time.sleep(0.05)
+    if how == "signal":
+        process.send_signal(signal.SIGINT)
+    else:
+        stop.touch()
+    text = finish(process)
+    assert "To go on: the same command again" in text and stopped.exists()
+    step = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))["step"]
+    assert 0 < step < 100_000
+
+
+def test_a_finished_run_is_left_alone(data, tmp_path):
+    train(TINY, open_data(data), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train(TINY, open_data(data), tmp_path)["step"] == 8
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
+    train(dataclasses.replace(TINY, steps=2), open_data(data), tmp_path)
+    with pytest.raises(ConfigError, match=r"another run \(steps: 8, 2"):
+        train(TINY, open_data(data), tmp_path)
+
+
+def test_too_few_videos_and_too_many_unreadable(data, tmp_path):
+    with pytest.raises(ConfigError, match="24 training videos, but --batch is 64"):
+        train(dataclasses.replace(TINY, batch=64), open_data(data), tmp_path / "a")
+    manifest = open_data(data)
+    for row in manifest.rows[:6]:
+        Path(row.path).rename(row.path + ".away")
+    try:
+        with pytest.raises(VidlearnError, match="quarantine"):
+            train(TINY, manifest, tmp_path / "b")
+        patient = dataclasses.replace(TINY, max_bad_share=0.5)
+        train(patient, manifest, tmp_path / "c")
+    finally:
+        for row in manifest.rows[:6]:
+            Path(row.path + ".away").rename(row.path)
+    bad = read_metrics(tmp_path / "c" / "metrics.jsonl")[-1]["bad_videos"]
+    named = (tmp_path / "c" / "quarantine.jsonl").read_text().splitlines()
+    assert 0 < bad == len(named) <= 6
+
+
+def test_groups_and_rates(data):
+    from vidlearn.dist import init_distributed
+
+    state = build(TINY, init_distributed())
+    groups = parameter_groups(state.model)
+    assert all(p.ndim > 1 for g in groups if g["decay"] for p in g["params"])
+    assert all(p.ndim == 1 for g in groups if not g["decay"] for p in g["params"])
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    assert sum(p.numel() for g in groups for p in g["params"]) == trained
+    state.step = TINY.steps - 1
+    lr, decay, momentum = set_rates(state)
+    assert lr == pytest.approx(TINY.lr_final) and momentum == pytest.approx(1.0)
+    assert [g["weight_decay"] for g in state.optimizer.param_groups] == [decay, decay, 0.0, 0.0]
+
+
+def test_log_drops_what_a_dead_run_left_behind(tmp_path):
+    numbers = {"step": 0, "loss": 1.0, "spread": 1.0, "effective_rank": 2.0, "clips_per_s": 1.0,
+               "wait_share": 0.0}  # fmt: skip
+    log = RunLog(tmp_path, 0, TINY, active=True)
+    for step in (1, 2, 3):
+        log.write({**numbers, "step": step}, bad=0)
+    RunLog(tmp_path, 2, TINY, active=True)
+    assert [m["step"] for m in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "train.log").read_text().count("step ") == 3
