@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidlearn.datasets import Manifest
 from vidlearn.decode import frames_at
-from vidlearn.errors import ConfigError, VidlearnError, VideoError
+from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
 from vidlearn.storage import frame_table
 from vidlearn.transform import ClipTransform
