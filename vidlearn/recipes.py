@@ -29,87 +29,49 @@ class Config:
     of processes. All random numbers follow from (seed, step, sample index).
     """
 
-    about: Annotated[str, tyro.conf.Suppress] = ""
-    """Command, cost and expected result of the recipe."""
+    about: Annotated[str, tyro.conf.Suppress] = ""  # command, cost and expected result
     # the clips
-    size: int = 224
-    """Side of the square crop, in pixels."""
-    frames: int = 16
-    """Frames a clip."""
-    stride_frames: int = 4
-    """Frames from one frame of the clip to the next."""
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    """Area of the random crop as a share of the frame."""
-    flip: float = 0.5
-    """Probability of mirroring a clip; 0 where left and right matter."""
-    input_norm: str = "imagenet"
-    """imagenet: fixed mean and deviation; clip: each clip by its own."""
-    backend: str = "decord"
-    """Decoder: decord, pyav, torchcodec or auto."""
-    workers: int = 4
-    """Loader processes for each training process."""
-    max_bad_share: float = 0.05
-    """Stop when more than this share of the videos cannot be read."""
+    size: int = 224  # Side of the square crop, in pixels
+    frames: int = 16  # Frames a clip
+    stride_frames: int = 4  # Frames from one frame of the clip to the next
+    crop_scale: tuple[float, float] = (0.3, 1.0)  # Area of the random crop as a share of the frame
+    flip: float = 0.5  # Probability of mirroring a clip; 0 where left and right matter
+    input_norm: str = "imagenet"  # imagenet: fixed mean and deviation; clip: each clip by its own
+    backend: str = "decord"  # Decoder: decord, pyav, torchcodec or auto
+    workers: int = 4  # Loader processes for each training process
+    max_bad_share: float = 0.05  # Stop when more than this share of the videos cannot be read
     # the model
-    patch: int = 16
-    """Side of a patch, in pixels."""
-    tubelet: int = 2
-    """Frames a token spans."""
-    width: int = 1024
-    """Width of the encoder."""
-    depth: int = 24
-    """Blocks of the encoder."""
-    heads: int = 16
-    """Attention heads of the encoder."""
-    pred_width: int = 384
-    """Width of the predictor."""
-    pred_depth: int = 12
-    """Blocks of the predictor."""
-    pred_heads: int = 12
-    """Attention heads of the predictor."""
-    pos: str = "sincos"
-    """Positions: sincos (V-JEPA), rope2 (V-JEPA 2) or rope21 (V-JEPA 2.1)."""
+    patch: int = 16  # Side of a patch, in pixels
+    tubelet: int = 2  # Frames a token spans
+    width: int = 1024  # Width of the encoder
+    depth: int = 24  # Blocks of the encoder
+    heads: int = 16  # Attention heads of the encoder
+    pred_width: int = 384  # Width of the predictor
+    pred_depth: int = 12  # Blocks of the predictor
+    pred_heads: int = 12  # Attention heads of the predictor
+    pos: str = "sincos"  # Positions: sincos (V-JEPA), rope2 (V-JEPA 2) or rope21 (V-JEPA 2.1)
     # the task
-    masks: str = "vjepa"
-    """Kinds of masks: vjepa (short and long), future, short or long."""
-    mask_cut: str = "fair"
-    """fair, or vjepa1 for the published cut."""
-    mask_cycle: bool = False
-    """Take one kind of mask a step in turn instead of all kinds every step."""
-    var_cov: float = 0.0
-    """Weight of the variance-covariance term on the context features."""
+    masks: str = "vjepa"  # Kinds of masks: vjepa (short and long), future, short or long
+    mask_cut: str = "fair"  # fair, or vjepa1 for the published cut
+    mask_cycle: bool = False  # Take one kind of mask a step in turn instead of all kinds every step
+    var_cov: float = 0.0  # Weight of the variance-covariance term on the context features
     # the optimiser
-    batch: int = 3072
-    """Clips a step, over all processes."""
-    steps: int = 90_000
-    """Steps of the run."""
-    warmup: int = 12_000
-    """Steps of the learning rate's rise."""
-    lr_start: float = 2e-4
-    """Learning rate at the first step."""
-    lr: float = 6.25e-4
-    """Highest learning rate."""
-    lr_final: float = 1e-6
-    """Learning rate at the last step."""
-    weight_decay: tuple[float, float] = (0.04, 0.4)
-    """Weight decay at the first and the last step."""
-    ema: tuple[float, float] = (0.998, 1.0)
-    """Momentum of the target encoder at the first and the last step."""
-    clip_grad: float = 10.0
-    """Greatest gradient norm, of encoder and predictor each; 0 turns clipping off."""
-    bf16: bool = True
-    """Mixed precision on CUDA; a CPU always computes in float32."""
-    seed: int = 0
-    """Seed of everything."""
+    batch: int = 3072  # Clips a step, over all processes
+    steps: int = 90_000  # Steps of the run
+    warmup: int = 12_000  # Steps of the learning rate's rise
+    lr_start: float = 2e-4  # Learning rate at the first step
+    lr: float = 6.25e-4  # Highest learning rate
+    lr_final: float = 1e-6  # Learning rate at the last step
+    weight_decay: tuple[float, float] = (0.04, 0.4)  # Weight decay at the first and the last step
+    ema: tuple[float, float] = (0.998, 1.0)  # Momentum of the target encoder: first, last step
+    clip_grad: float = 10.0  # Greatest gradient norm, encoder and predictor each; 0: no clipping
+    bf16: bool = True  # Mixed precision on CUDA; a CPU always computes in float32
+    seed: int = 0  # Seed of everything
     # the run
-    threads: int = 1
-    """CPU threads of each process."""
-    log_every: int = 10
-    """Steps between two lines of the log."""
-    save_every: int = 1000
-    """Steps between two checkpoints."""
-    tensorboard: bool = False
-    """Write TensorBoard files as well."""
+    threads: int = 1  # CPU threads of each process
+    log_every: int = 10  # Steps between two lines of the log
+    save_every: int = 1000  # Steps between two checkpoints
+    tensorboard: bool = False  # Write TensorBoard files as well
 
     # What may differ between a run and its continuation.
     _FREE = ("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads")
@@ -119,21 +81,9 @@ class Config:
         from vidlearn.mask import MASKS
         from vidlearn.model import ModelConfig
 
-        kinds = len(MASKS.get(self.masks, ())) or 1
-        return ModelConfig(
-            size=self.size,
-            frames=self.frames,
-            patch=self.patch,
-            tubelet=self.tubelet,
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            pred_width=self.pred_width,
-            pred_depth=self.pred_depth,
-            pred_heads=self.pred_heads,
-            pos=self.pos,
-            mask_tokens=1 if self.mask_cycle else kinds,
-        )
+        shared = [f.name for f in fields(ModelConfig) if hasattr(self, f.name)]
+        kinds = 1 if self.mask_cycle else len(MASKS.get(self.masks, "?"))
+        return ModelConfig(mask_tokens=kinds, **{name: getattr(self, name) for name in shared})
 
     def clip_spec(self) -> ClipSpec:
         """Which frames make a clip."""
