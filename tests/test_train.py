@@ -22,7 +22,7 @@ from vidlearn.train import build, parameter_groups, set_rates, train
 
 TINY = dataclasses.replace(
     recipe("laptop"),
-    size=32, frames=4, width=24, depth=1, heads=2, pred_width=12, pred_depth=1, pred_heads=2,
+    size=32, width=24, depth=1, heads=2, pred_width=12, pred_depth=1, pred_heads=2,
     batch=4, steps=8, warmup=2, workers=0, log_every=1, save_every=3,
 )  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden_curve.json"
