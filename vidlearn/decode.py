@@ -1,0 +1,226 @@
+"""Frames by number or by second -> uint8 [T, H, W, 3]: decord, PyAV or TorchCodec in one call.
+
+Never a wrong frame in silence. decord returns wrong frames after a seek in several kinds of
+file, and neither it nor TorchCodec tells a damaged picture from a good one. So they read only
+files whose `FrameTable` is `seekable`, and only groups of pictures that PyAV has once decoded
+without an error; PyAV reads the rest, whatever backend was asked for (`FrameTable.why` is the
+reason). Traded: the first look at a group costs a second decode, unless PyAV is the backend.
+A reader lives for one call and has one thread: no reader may cross a fork, and workers share
+the cores. Taught in chapter 4.
+
+Axes: T frames, H height, W width, C channels. A row is a frame's number in its FrameTable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from vidlearn.errors import ConfigError, VideoError
+from vidlearn.storage import (
+    AGAIN,
+    AnyPath,
+    FrameTable,
+    frame_table,
+    open_video,
+    read_in_order,
+    upright,
+)
+
+Size = int | tuple[int, int] | None
+MODULES = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec.decoders"}
+
+
+def backends() -> dict[str, str]:
+    """Each backend's name -> "" if it loads here, else the reason why it does not."""
+    return {name: _why_not(name) for name in MODULES}
+
+
+def _why_not(name: str) -> str:
+    try:
+        import_module(MODULES[name])
+        return ""
+    except (ImportError, OSError, RuntimeError) as error:
+        return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def frames_at(
+    path: AnyPath,
+    indices: ArrayLike | None = None,
+    *,
+    seconds: ArrayLike | None = None,
+    size: Size = None,
+    backend: str = "decord",
+    table: FrameTable | None = None,
+) -> Tensor:
+    """Decode chosen frames, upright and in the order asked for: uint8 [T, H, W, 3].
+
+    Args:
+        path: the video.
+        indices: frame numbers from 0, in any order, also repeated.
+        seconds: or times after the first frame, of which the nearest frame is taken.
+        size: short side, or (height, width): after decoding, by one antialiased bilinear filter.
+        backend: "decord", "torchcodec", "pyav", or "auto" (PyAV: it checks as it reads).
+        table: the file's table, if it is at hand.
+
+    Raises:
+        VideoError: there is no such frame, or it is damaged or depends on a damaged one.
+        ConfigError: the backend is unknown or does not load, or `indices` are not integers.
+    """
+    name = "pyav" if backend == "auto" else backend
+    if name not in MODULES:
+        raise ConfigError(f"there is no backend {backend!r}: use {[*MODULES, 'auto']}")
+    if reason := _why_not(name):
+        raise ConfigError(f"backend {backend!r} does not load: {reason}. Use backend='pyav'")
+    table = table or frame_table(path)
+    rows, places = np.unique(_rows(table, indices, seconds), return_inverse=True)
+    if name != "pyav" and table.seekable:
+        if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
+            clip_THWC = (_decord if name == "decord" else _torchcodec)(table, rows)
+            if clip_THWC is not None:
+                return torch.stack([_resize(clip_THWC[place], size) for place in places])
+    frames = _pyav(table, rows, lambda frame: _resize(torch.from_numpy(upright(frame)), size))
+    return torch.stack([frames[place] for place in places])
+
+
+def iter_frames(path: AnyPath, *, size: Size = None) -> Iterator[np.ndarray]:
+    """Every frame, uint8 [H, W, 3], decoded in order by PyAV: all backends are held to this.
+
+    VideoError: a frame is damaged, or the file ends before its time.
+    """
+    for image_HWC in read_in_order(path):
+        yield _resize(torch.from_numpy(image_HWC), size).numpy()
+
+
+def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | None) -> np.ndarray:
+    if (indices is None) == (seconds is None):
+        raise ConfigError("give frames_at either indices or seconds")
+    n, wanted = table.n_frames, np.atleast_1d(np.asarray(indices if seconds is None else seconds))
+    if wanted.ndim != 1 or not wanted.size or (seconds is None and wanted.dtype.kind not in "iu"):
+        raise ConfigError(f"give frames_at a list of frame numbers or seconds, not {wanted!r}")
+    inside = (wanted >= 0) & (wanted < (n if seconds is None else table.duration_s))
+    if not inside.all():
+        missing = f"{'frame' if seconds is None else 'second'} {wanted[~inside][0]}"
+        cause = f"there is no {missing}: it has {n} frames, {table.duration_s:.3f} s"
+        raise VideoError(table.path, cause, "Ask for what lies between 0 and that.")
+    if seconds is None:
+        return wanted.astype(np.int64)
+    return np.searchsorted((table.pts_s[1:] + table.pts_s[:-1]) / 2, wanted)
+
+
+def _resize(image_HWC: Tensor, size: Size) -> Tensor:
+    if size is None:
+        return image_HWC
+    height, width = image_HWC.shape[:2]
+    if isinstance(size, int):
+        size = round(height * size / min(height, width)), round(width * size / min(height, width))
+    image_1CHW = image_HWC.permute(2, 0, 1)[None]
+    return interpolate(image_1CHW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+
+
+@lru_cache(maxsize=65536)
+def _sound(table: FrameTable, start: int) -> bool:
+    """Does PyAV decode every frame of the group that begins at this row without an error?"""
+    try:
+        _pyav(table, np.flatnonzero(table.start == start), bool)
+    except VideoError:
+        return False
+    return True
+
+
+def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> list[Any]:
+    """`draw` each row's PyAV frame: decode from its start, know it by its time (or its count).
+
+    Pictures that no other needs and nobody wants are left out: they change no pixel.
+    """
+    counted, counter = not len(table.ticks), count()
+    names = np.arange(table.n_frames) if counted else table.ticks
+    wanted = dict(zip(names[rows].tolist(), rows.tolist()))
+    span = slice(table.start[rows[0]], rows[-1])
+    spare: set[int] = set() if counted else {*names[span][~table.referenced[span]]} - {*wanted}
+    whole: dict[int, bool] = {}  # by name, each picture that was begun
+    drawn: dict[int, Any] = {}
+    landing = -np.inf
+
+    def take(frames: Iterable[Any]) -> None:
+        for frame in frames:
+            name = next(counter) if counted else frame.pts
+            if name is not None and name >= landing:  # others may need pictures before the jump
+                whole[name] = not frame.is_corrupt and (frame.key_frame or name != landing)
+                if name in wanted:
+                    drawn[wanted[name]] = draw(frame)
+
+    with open_video(table.path) as (container, stream):
+        context, packets, at, ended = stream.codec_context, container.demux(stream), 0, False
+        for row in rows.tolist():
+            start = int(table.start[row])
+            jump = row not in drawn and start > 0 and table.decode_order[start] > at
+            if jump:
+                take([] if ended else context.decode(None))
+                landing = table.ticks[start]
+                container.seek(int(landing), stream=stream)
+                packets, at = container.demux(stream), table.decode_order[start]
+            while row not in drawn:
+                packet = next(packets, None)
+                if packet is None:
+                    raise VideoError(table.path, f"frame {row} does not come out of it", AGAIN)
+                if jump and packet.pts != landing:  # the seek went elsewhere: read from the start
+                    return _pyav(replace(table, start=np.zeros_like(table.start)), rows, draw)
+                jump, ended, at = False, not packet.size, at + 1
+                if packet.pts not in spare:
+                    if not counted and packet.size and packet.pts >= landing:
+                        whole[packet.pts] = False
+                    take(packet.decode())
+        take([] if ended else context.decode(None))
+    _check(table, rows, np.isin(names, [name for name in whole if not whole[name]]))
+    return [drawn[row] for row in rows.tolist()]
+
+
+def _check(table: FrameTable, rows: np.ndarray, damaged: np.ndarray) -> None:
+    """A damaged picture spoils those that are decoded after it, up to the next clean start."""
+    order, key = table.decode_order, np.where(table.is_key, np.arange(table.n_frames), 0)
+    clean = table.start if len(table.ticks) else np.maximum.accumulate(key)
+    for row in rows.tolist() if damaged.any() else ():
+        since = order[clean[row]] if clean[row] else 0
+        causes = np.flatnonzero(damaged & (order >= since) & (order <= order[row]))
+        if len(causes):
+            cause = f"frame {row} cannot be had: frame {causes[0]} is damaged"
+            raise VideoError(table.path, cause, AGAIN)
+
+
+def _decord(table: FrameTable, rows: np.ndarray) -> Tensor | None:
+    """The rows by decord, or None if it refuses the file or sees other frames in it."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(table.path, ctx=decord.cpu(0), num_threads=1)
+        keys = np.flatnonzero(table.is_key).tolist()
+        if len(reader) != table.n_frames or reader.get_key_indices() != keys:
+            return None
+        with decord.bridge.use_torch():
+            return reader.get_batch(rows.tolist())
+    except (decord.DECORDError, RuntimeError):
+        return None
+
+
+def _torchcodec(table: FrameTable, rows: np.ndarray) -> Tensor | None:
+    """The rows by TorchCodec, or None if it refuses the file or sees other frames in it."""
+    from torchcodec.decoders import VideoDecoder
+
+    try:
+        decoder = VideoDecoder(table.path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        if len(decoder) != table.n_frames:
+            return None
+        return decoder.get_frames_at(rows.tolist()).data
+    except (RuntimeError, ValueError):
+        return None
