@@ -1,0 +1,174 @@
+"""What `make book` does: make videos, train on them in two processes, probe, build the pages.
+
+    data    data/synth            2,960 small videos of twelve motions
+    train   runs/book             the recipe `laptop` through torchrun, two processes
+    probe   runs/book/probe.json  what the frozen encoder knows, beside a random one and pixels
+    pages   _build/html           the book, which shows the result of this run
+
+Every part picks up where it was stopped, and does nothing when its result is there. The summary
+that the pages show ({this-run}) is runs/book/result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vidlearn.errors import ConfigError
+from vidlearn.recipes import RECIPES, Config
+from vidlearn.runlog import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data" / "synth"
+RUN = ROOT / "runs" / "book"
+ENCODER = RUN / "encoder.safetensors"
+PROBE = RUN / "probe.json"
+RESULT = RUN / "result.json"
+RECIPE = "laptop"
+
+
+def call(*command: str | Path) -> None:
+    """One command from the repository's root; a failure ends the program with its status."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"make book: {' '.join(map(str, command))} failed; what it says stands above")
+
+
+def vidlearn(*words: str | Path) -> None:
+    """The package's own command, in this Python."""
+    call(sys.executable, "-m", "vidlearn", *words)
+
+
+def make_data() -> None:
+    """The built-in videos."""
+    vidlearn("data", "synth", DATA)
+
+
+def probe() -> None:
+    """The table that says what was learned."""
+    vidlearn("probe", ENCODER, DATA, "--json", PROBE)
+
+
+def same_recipe() -> bool:
+    """Whether runs/book was started with the recipe as it is now."""
+    try:
+        saved = Config.from_json((RUN / "config.json").read_text())
+    except ConfigError:  # fields of another version
+        return False
+    return not RECIPES[RECIPE].differences(saved)
+
+
+def trained() -> bool:
+    """Whether the run in runs/book reached its last step."""
+    log = RUN / "metrics.jsonl"
+    return ENCODER.exists() and read_metrics(log)[-1]["step"] == RECIPES[RECIPE].steps
+
+
+def train() -> None:
+    """Start or go on with the run."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = ["-m", "vidlearn", "train", RECIPE, "--data", DATA, "--out", RUN]
+    call(*torchrun, "--nproc-per-node", "2", *words)
+    if not trained():  # a stop that was asked for ends a run well, but early
+        sys.exit("make book: the training was stopped and saved; make book goes on from there")
+
+
+def pages_command(out: Path) -> list[str | Path]:
+    """The command that builds OUT/_build/html; a warning is a failure."""
+    program = Path(sys.executable).with_name("jupyter-book")
+    where = ["--config", "_config.yml", "--path-output", out]
+    return [program, "build", "book", *where, "-W", "--keep-going"]
+
+
+def build() -> None:
+    """The book's pages."""
+    call(*pages_command(ROOT))
+
+
+def curve_table() -> dict[str, Any]:
+    """First, middle and last line of the log, as words."""
+    log = read_metrics(RUN / "metrics.jsonl")
+    rows = [
+        [f"{m['step']:.0f}", f"{m['loss']:.4f}", f"{m['spread']:.3f}", f"{m['effective_rank']:.1f}"]
+        for m in (log[0], log[len(log) // 2], log[-1])
+    ]
+    return {"head": ["step", "loss", "spread of features", "effective rank"], "rows": rows}
+
+
+def probe_tables() -> list[dict[str, Any]]:
+    """For each split, what each source of features lets a probe get right."""
+    found = json.loads(PROBE.read_text())
+    made = []
+    for split, chance in found["chance"].items():
+        head = [f"{split}: per cent right", *found["rows"]["random encoder"]]
+        rows = [
+            [source, *(f"{scores[split]['percent']:.0f}" for scores in row.values())]
+            for source, row in found["rows"].items()
+        ]
+        made.append(
+            {"head": head, "rows": [*rows, ["chance", *[f"{chance:.0f}"] * (len(head) - 1)]]}
+        )
+    return made
+
+
+def summary(seconds: dict[str, float]) -> dict[str, Any]:
+    """What the pages and the terminal say of the run."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    text = (
+        f"Recipe {RECIPE}, {RECIPES[RECIPE].steps} steps in two processes on {machine}: "
+        f"{seconds['train']:.0f} s of training, {seconds['probe']:.0f} s of probing, "
+        f"{datetime.now():%Y-%m-%d %H:%M}."
+    )
+    return {"summary": text, "seconds": seconds, "tables": [curve_table(), *probe_tables()]}
+
+
+def timed(name: str, work: Callable[[], None], done: bool, before: dict[str, float]) -> float:
+    """Run a part unless it is done; return the seconds that it took, now or then."""
+    if done:
+        print(f"make book: {name}: done before", flush=True)
+        return before.get(name, 0.0)
+    print(f"make book: {name} ...", flush=True)
+    start = time.perf_counter()
+    work()
+    spent = time.perf_counter() - start
+    print(f"make book: {name} took {spent:.0f} s", flush=True)
+    return spent
+
+
+def main() -> None:
+    """All parts in order."""
+    start = time.perf_counter()
+    if (RUN / "config.json").exists() and not same_recipe():
+        aside = RUN.with_name(f"book-{int(RUN.stat().st_mtime)}")
+        RUN.rename(aside)
+        print(f"make book: the recipe has changed; the earlier run is now in {aside}")
+    seconds = json.loads(RESULT.read_text())["seconds"] if RESULT.exists() else {}
+    # The generator keeps its own stamp, so it may always be asked.
+    seconds["data"] = timed("data", make_data, False, seconds)
+    seconds["train"] = timed("train", train, trained(), seconds)
+    probed = PROBE.exists() and PROBE.stat().st_mtime > ENCODER.stat().st_mtime
+    seconds["probe"] = timed("probe", probe, probed, seconds)
+    result = summary(seconds)
+    if not (probed and RESULT.exists()):  # an unchanged run keeps its date, and its pages
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    pages_s = timed("pages", build, False, seconds)
+    print(f"\n{json.loads(RESULT.read_text())['summary']}\n")
+    for table in result["tables"]:
+        for row in [table["head"], *table["rows"]]:
+            print(f"  {row[0]:26}" + "".join(f"{cell:>20}" for cell in row[1:]))
+        print()
+    print(f"pages {pages_s:.0f} s, all together {time.perf_counter() - start:.0f} s")
+    print(f"The book: {(ROOT / '_build/html/index.html').as_uri()}  (or: make serve)")
+
+
+if __name__ == "__main__":
+    main()
