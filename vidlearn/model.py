@@ -236,11 +236,7 @@ class Predictor(nn.Module):
     def forward(
         self, context_BKD: Tensor, context_BK: Tensor, target_BK: Tensor, kind: int = 0
     ) -> Tensor:
-        """Features of the context tokens and both index lists -> predictions [B, Kt, D].
-
-        Args:
-            kind: which mask token stands for the hidden tokens (one for each kind of mask).
-        """
+        """Context features, both index lists, a mask token -> predictions [B, Kt, D]."""
         cfg = self.cfg
         x = self.predictor_embed(context_BKD)
         batch, n_target = target_BK.shape
@@ -271,16 +267,10 @@ class VJEPA(nn.Module):
     def forward(
         self, clip_BCTHW: Tensor, masks: list[Mask], kinds: list[int]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One training pass.
+        """One training pass over normalised pixels, with `kinds[i]` as mask token of `masks[i]`.
 
-        Args:
-            clip_BCTHW: normalised pixels.
-            masks: the context and target indices, one entry for each kind of mask.
-            kinds: the mask token of each entry.
-
-        Returns:
-            All target features [B, N, D] without gradient, then for each mask the
-            predictions [B, Kt, D] and the context features [B, Kc, D].
+        Returns all target features [B, N, D] without gradient, then for each mask the
+        predictions [B, Kt, D] and the context features [B, Kc, D].
         """
         with torch.no_grad():
             target = self.target_encoder(clip_BCTHW)

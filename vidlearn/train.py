@@ -67,12 +67,9 @@ def build(config: Config, dist: Dist) -> State:
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=on_gpu or None)
     wrapped: nn.Module = model
     if dist.world > 1:
-        wrapped = DistributedDataParallel(
-            model,
-            device_ids=[dist.device.index] if on_gpu else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        here = [dist.device.index] if on_gpu else None
+        options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        wrapped = DistributedDataParallel(model, device_ids=here, **options)
     return State(config, dist, model, wrapped, optimizer, votes=torch.zeros(2, device=dist.device))
 
 
@@ -126,37 +123,22 @@ def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, A
     state.votes.copy_(torch.tensor([float(len(batch.indices) - len(batch.bad)), float(stop)]))
     dist.all_reduce(state.votes)
     lr, decay, momentum = set_rates(state)
-    masks = make_masks(
-        c.masks,
-        c.mask_cut,
-        state.model.cfg.grid,
-        seed=c.seed,
-        step=state.step,
-        indices=batch.indices.tolist(),
-        cycle=c.mask_cycle,
-    )
+    indices = batch.indices.tolist()
+    key: dict[str, Any] = {"seed": c.seed, "step": state.step, "indices": indices}
+    masks = make_masks(c.masks, c.mask_cut, state.model.cfg.grid, cycle=c.mask_cycle, **key)
     masks = [mask.to(dist.device) for mask in masks]
     loss, per_clip, reg, target = forward_loss(state, batch, masks)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    limit = c.clip_grad or float("inf")
-    norms = [
-        nn.utils.clip_grad_norm_(part.parameters(), limit)
-        for part in (state.model.encoder, state.model.predictor)
-    ]
+    limit, parts = c.clip_grad or float("inf"), (state.model.encoder, state.model.predictor)
+    norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]
     state.optimizer.step()
     state.model.update_target(momentum)
     state.step += 1
-    return {
-        "lr": lr,
-        "weight_decay": decay,
-        "ema": momentum,
-        "loss_sum": (per_clip * batch.valid).sum(),
-        "reg": reg,
-        "grad_encoder": norms[0],
-        "grad_predictor": norms[1],
-        "target": target,
-    }
+    rates = {"lr": lr, "weight_decay": decay, "ema": momentum}
+    grads = {"grad_encoder": norms[0], "grad_predictor": norms[1]}
+    loss_sum = (per_clip * batch.valid).sum()
+    return {**rates, **grads, "loss_sum": loss_sum, "reg": reg, "target": target}
 
 
 def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
@@ -218,14 +200,11 @@ def resume(state: State, out: Path) -> bool:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """Collect the names of signals that ask for a stop, instead of dying of them."""
-    asked: list[str] = []
-    names = [n for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
-    old = {}
-    for name in names:
-        number = getattr(signal, name)
-        old[number] = signal.signal(number, lambda n, _frame: asked.append(signal.Signals(n).name))
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect the signals that ask for a stop, instead of dying of them."""
+    asked: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+    old = {n: signal.signal(n, lambda n, _frame: asked.append(n)) for n in numbers}
     try:
         yield asked
     finally:
@@ -245,14 +224,8 @@ def _loader(config: Config, data: Manifest, dist: Dist, start: int) -> Iterator[
     dataset = ClipDataset(
         rows, config.clip_spec(), config.transform(True), seed=config.seed, backend=config.backend
     )
-    sampler = ShardedSampler(
-        len(dataset),
-        config.batch,
-        rank=dist.rank,
-        world=dist.world,
-        seed=config.seed,
-        start_step=start,
-    )
+    place: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "start_step": start}
+    sampler = ShardedSampler(len(dataset), config.batch, seed=config.seed, **place)
     loader = make_loader(dataset, sampler, workers=config.workers, device=str(dist.device))
     return iter(to_device(loader, dist.device))
 
@@ -325,12 +298,5 @@ def _finish(
         marker = os.environ.get("VIDLEARN_STOPPED_FILE", "")
         if marker and state.dist.is_main:
             Path(marker).touch()
-    return {
-        **metrics,
-        "step": state.step,
-        "steps": state.config.steps,
-        "seconds": seconds,
-        "stopped": stopped,
-        "checkpoint": str(path),
-        "encoder": str(out / "encoder.safetensors"),
-    }
+    about = {"step": state.step, "steps": state.config.steps, "seconds": seconds}
+    return {**metrics, **about, "stopped": stopped, "checkpoint": str(path)}
