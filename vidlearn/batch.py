@@ -1,22 +1,21 @@
 """From a manifest to batches on the device, fed by worker processes (chapters 1 and 2).
 
-Input: a manifest, which frames make a clip, a transform. Output: Batch, uint8 clips
-[B, C, T, H, W] and their labels. Every random number follows from (seed, epoch, sample), never
-from a worker, rank or batch size: N processes see what one would, and a run that stopped in the
-middle of an epoch goes on with the next sample. Traded: a video that cannot be read leaves a
-hole (`valid` False, zeros), so that shapes stay fixed and no rank waits for another; it is named
-in the quarantine and never replaced.
+Input: a manifest, which frames make a clip, a transform. Output: Batch, uint8 clips and labels.
+Every random number follows from (seed, epoch, sample): N processes see what one would, and a
+resumed run goes on in the middle of an epoch. Traded: a video that cannot be read leaves a hole
+(`valid` False, zeros), so that no rank waits for another; it is named and never replaced.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
-import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vidlearn.datasets import Manifest
+from vidlearn.datasets import Manifest, Row
 from vidlearn.decode import frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
 from vidlearn.storage import frame_table
 from vidlearn.transform import ClipTransform
 
-Key = tuple[int, int]  # epoch, index
+_MOVED = ("clips", "labels", "valid")  # what goes to the device
+_CLIP, _ORDER = 1, 2  # last part of the seeds: no two uses draw the same numbers
 
 
 @dataclass
@@ -47,123 +47,90 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy whose clips, labels and valid are on the device."""
-        clips, labels, valid = (
-            x.to(device, non_blocking=True) for x in (self.clips, self.labels, self.valid)
-        )
-        return replace(self, clips=clips, labels=labels, valid=valid)
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in _MOVED})
 
     def pin_memory(self) -> Batch:
-        """Page-locked clips, which the GPU copies while the CPU goes on; DataLoader calls this."""
-        return replace(
-            self,
-            clips=self.clips.pin_memory(),
-            labels=self.labels.pin_memory(),
-            valid=self.valid.pin_memory(),
-        )
+        """Page-locked, so that the GPU copies while the CPU goes on; DataLoader calls this."""
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in _MOVED})
 
 
+@dataclass(eq=False)
 class ClipDataset(Dataset):
-    """Samples of a manifest: sample i is clip i % clips of row i // clips.
+    """Sample i is clip i % clips of row i // clips; random_clips draws its place in each epoch."""
 
-    Args:
-        random_clips: draw the place of the clip anew in each epoch; else fixed, even places.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        spec: ClipSpec,
-        transform: ClipTransform,
-        *,
-        seed: int = 0,
-        backend: str = "decord",
-        random_clips: bool = True,
-    ) -> None:
-        self.manifest, self.spec, self.transform = manifest, spec, transform
-        self.seed, self.backend, self.random_clips = seed, backend, random_clips
+    manifest: Manifest
+    spec: ClipSpec
+    transform: ClipTransform
+    seed: int = 0
+    backend: str = "decord"
+    random_clips: bool = True
 
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
 
-    def __getitem__(self, key: int | Key) -> dict[str, Any]:
-        """One sample: clip uint8 [C, T, size, size], label, index, valid, path, cause."""
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Of index or (epoch, index): clip uint8 [C, T, size, size], label, valid, cause ..."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row = self.manifest.rows[index // self.spec.clips]
         sample = {"label": self.manifest.label_index(row), "index": index, "path": row.path}
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed, epoch, index, _CLIP))
         try:
-            clip = self._clip(index, rng)
+            clip = self._clip(row, index % self.spec.clips, rng)
             return {**sample, "clip": clip, "valid": True, "cause": ""}
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
-            side = self.transform.size
-            clip = torch.zeros(3, self.spec.frames, side, side, dtype=torch.uint8)
             cause = error.cause if isinstance(error, VideoError) else str(error)
+            clip = torch.zeros(3, self.spec.frames, *[self.transform.size] * 2, dtype=torch.uint8)
             return {**sample, "clip": clip, "valid": False, "cause": cause}
 
-    def _clip(self, index: int, rng: np.random.Generator) -> Tensor:
-        row = self.manifest.rows[index // self.spec.clips]
+    def _clip(self, row: Row, number: int, rng: np.random.Generator) -> Tensor:
         table = frame_table(row.path)
-        # Only frames of the row's segment may be chosen.
-        end_s = np.inf if row.end_s is None else row.end_s
-        first, stop = np.searchsorted(table.pts_s - table.pts_s[0], (row.start_s, end_s))
+        segment = row.start_s, row.end_s or np.inf
+        first, stop = np.searchsorted(table.pts_s - table.pts_s[0], segment)
         if stop <= first:
             raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
-        chosen = clip_indices(
-            self.spec, int(stop - first), table.fps, rng=rng if self.random_clips else None
-        )
-        frames = int(first) + chosen[index % self.spec.clips]
+        starts = rng if self.random_clips else None
+        frames = first + clip_indices(self.spec, int(stop - first), table.fps, rng=starts)[number]
         clip_THWC = frames_at(row.path, frames, backend=self.backend, table=table)
         return self.transform(clip_THWC, rng)
 
 
-def collate(samples: list[dict[str, Any]]) -> Batch:
-    """A list of samples as one Batch."""
-    return Batch(
-        torch.stack([s["clip"] for s in samples]),
-        torch.tensor([s["label"] for s in samples]),
-        torch.tensor([s["index"] for s in samples]),
-        torch.tensor([s["valid"] for s in samples]),
-        [(s["path"], s["cause"]) for s in samples if not s["valid"]],
-    )
+def _collate(samples: list[dict[str, Any]]) -> Batch:
+    names, clips = ("label", "index", "valid"), torch.stack([s["clip"] for s in samples])
+    labels, indices, valid = (torch.tensor([s[name] for s in samples]) for name in names)
+    bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
+    return Batch(clips, labels, indices, valid, bad)
 
 
+@dataclass(eq=False)
 class ShardedSampler:
-    """Which samples this rank loads at each step, without end.
+    """Which samples this rank loads at each step, without end, from `start_step` on.
 
-    Every epoch shuffles anew. Step s takes places s*G to (s+1)*G of the shuffled list, G being
-    the global batch, and rank r the r-th equal part of them; what does not fill a batch at the
-    end of an epoch waits for the next one. With `start_step` the sequence begins there.
+    Each epoch shuffles anew. Step s takes places s*G to (s+1)*G of the list, G being the global
+    batch, and rank r the r-th equal part of them; what does not fill a batch is left out.
     """
 
-    def __init__(
-        self,
-        n: int,
-        global_batch: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-        start_step: int = 0,
-    ) -> None:
-        if global_batch < 1 or global_batch % world or global_batch > n:
-            raise ConfigError(
-                f"a batch of {global_batch} from {n} samples on {world} ranks: give a batch that "
-                "the ranks can share equally and that is not larger than the data set"
-            )
-        self.n, self.global_batch, self.rank, self.world = n, global_batch, rank, world
-        self.seed, self.shuffle, self.start_step = seed, shuffle, start_step
-        self.steps_per_epoch = n // global_batch
+    n: int
+    global_batch: int
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    shuffle: bool = True
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.global_batch <= self.n or self.global_batch % self.world:
+            text = f"a batch of {self.global_batch} of {self.n} samples for {self.world} ranks"
+            raise ConfigError(f"{text}: give one that they share equally, at most the data set")
+        self.steps_per_epoch = self.n // self.global_batch
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of the samples in an epoch, the same on every rank."""
-        if not self.shuffle:
-            return np.arange(self.n)
-        return np.random.default_rng((self.seed, epoch)).permutation(self.n)
+        rng = np.random.default_rng((self.seed, epoch, 0, _ORDER))
+        return rng.permutation(self.n) if self.shuffle else np.arange(self.n)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.global_batch // self.world
         epoch, step = divmod(self.start_step, self.steps_per_epoch)
         while True:
@@ -174,28 +141,41 @@ class ShardedSampler:
             epoch, step = epoch + 1, 0
 
 
-def _start_worker(worker: int, seed: int, rank: int) -> None:
-    """Own seeds; one thread; signals are the trainer's business (they reach the whole group)."""
-    torch.set_num_threads(1)
-    torch.manual_seed(hash((seed, rank, worker)))
-    np.random.seed([seed, rank, worker])
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+class _Loader(DataLoader):
+    def __iter__(self) -> Any:
+        # Workers are forked here. PyAV frames that wait for the garbage collector have threads,
+        # which a fork leaves behind: a worker that collects one waits for them for ever.
+        gc.disable()
+        try:
+            batches = super().__iter__()
+        finally:
+            gc.enable()
+        atexit.register(_end_workers, weakref.ref(batches))
+        return batches
 
 
-def _options(workers: int, seed: int, rank: int) -> dict[str, Any]:
-    """What both loaders tell DataLoader."""
-    options: dict[str, Any] = {"collate_fn": collate, "num_workers": workers}
-    if workers:
-        # Readers are opened inside the workers, so a fork is safe and starts at once on Linux;
-        # elsewhere system libraries do not survive it.
-        method = "fork" if sys.platform == "linux" else "spawn"
-        options |= {
-            "multiprocessing_context": method,
-            "worker_init_fn": partial(_start_worker, seed=seed, rank=rank),
-        }
-    return options
+def _start_worker(_worker: int) -> None:
+    gc.freeze()  # see above: what was inherited is not this process's to collect
+    gc.enable()
+    # A stop is the trainer's business; some clusters signal every process of a job.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(batches: weakref.ref[Any]) -> None:
+    # Left to itself, Python ends them with SIGTERM, which they ignore, and waits for ever.
+    if workers := getattr(batches(), "_workers", []):
+        batches()._shutdown_workers()  # type: ignore[union-attr]
+        for worker in workers:
+            worker.kill()
+
+
+def _loader(dataset: ClipDataset, workers: int, rank: int, **options: Any) -> DataLoader:
+    if workers:  # a fork starts at once, but outside Linux system libraries do not survive one
+        options["multiprocessing_context"] = "fork" if sys.platform == "linux" else "spawn"
+    own = torch.Generator().manual_seed(hash((dataset.seed, rank)))  # leaves torch's as it is
+    options |= {"generator": own, "collate_fn": _collate, "worker_init_fn": _start_worker}
+    return _Loader(dataset, num_workers=workers, **options)
 
 
 def make_loader(
@@ -204,28 +184,22 @@ def make_loader(
     *,
     workers: int = 0,
     prefetch: int = 2,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> DataLoader:
-    """Batches of this rank in the sampler's order, read ahead by `workers` processes.
-
-    Memory in flight is at most workers x prefetch batches of uint8 clips.
-    """
-    options = _options(workers, dataset.seed, sampler.rank)
-    if workers:
-        options["prefetch_factor"] = prefetch
-    pinned = device.startswith("cuda")
-    return DataLoader(dataset, batch_sampler=sampler, pin_memory=pinned, **options)
+    """This rank's batches, in order; workers x prefetch of them at most are read ahead."""
+    options = {"batch_sampler": sampler, "pin_memory": torch.device(device).type == "cuda"}
+    ahead = prefetch if workers else None
+    return _loader(dataset, workers, sampler.rank, prefetch_factor=ahead, **options)
 
 
 def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> DataLoader:
     """Every sample once and in order; the last batch may be smaller."""
-    return DataLoader(dataset, batch_size=batch_size, **_options(workers, dataset.seed, 0))
+    return _loader(dataset, workers, 0, batch_size=batch_size)
 
 
 def to_device(loader: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
     """Batches on the device; on CUDA the next one is copied while this one is computed."""
-    device = torch.device(device)
-    if device.type != "cuda":
+    if torch.device(device).type != "cuda":
         yield from (batch.to(device) for batch in loader)
         return
     stream, ahead = torch.cuda.Stream(device), None
@@ -235,53 +209,42 @@ def to_device(loader: Iterable[Batch], device: torch.device | str) -> Iterator[B
         if ahead is not None:
             yield ahead
         torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (following.clips, following.labels, following.valid):
-            # Made on the side stream: its memory may not be reused while this one reads it.
-            tensor.record_stream(torch.cuda.current_stream(device))
+        for name in _MOVED:  # its memory is not used again before that stream is done
+            getattr(following, name).record_stream(torch.cuda.current_stream(device))
         ahead = following
     if ahead is not None:
         yield ahead
 
 
+@dataclass
 class Quarantine:
-    """The unreadable videos of a run, named once each in a file that all ranks share.
+    """Names each unreadable video once, as JSON lines {"path", "cause"}; all ranks share them."""
 
-    Args:
-        path: JSON lines {"path", "cause"}; an existing file is gone on with.
-        n_videos: videos of the data set.
-        max_share: more bad ones than this share end the run.
-    """
-
-    def __init__(self, path: str | Path, n_videos: int, max_share: float = 0.05) -> None:
-        self.path, self.n_videos, self.max_share = Path(path), n_videos, max_share
-        self.names: set[str] = set()
-        self._read_bytes = 0
-        self._read()
-
-    def _read(self) -> None:
-        """Take in what has been written since, by this rank or another."""
-        if self.path.exists() and os.path.getsize(self.path) != self._read_bytes:
-            text = self.path.read_text()
-            self._read_bytes = len(text.encode())
-            self.names = {json.loads(line)["path"] for line in text.splitlines()}
+    path: str | Path
+    n_videos: int
+    max_share: float = 0.05
+    names: set[str] = field(default_factory=set)
+    read_bytes: int = 0
 
     def add(self, bad: list[tuple[str, str]]) -> int:
-        """Name these (path, cause) pairs; returns how many videos of the run are bad.
+        """Name these (path, cause) pairs; returns how many videos are bad, for all ranks.
 
-        Raises:
-            VidlearnError: more than `max_share` of the videos are bad.
+        VidlearnError: more than the share `max_share` of the data set's videos are bad.
         """
-        self._read()
-        new = {path: cause for path, cause in bad if path not in self.names}
+        path = Path(self.path)
+        if path.exists() and path.stat().st_size != self.read_bytes:
+            lines = path.read_bytes().splitlines(keepends=True)
+            self.read_bytes = sum(map(len, lines))
+            self.names |= {json.loads(x)["path"] for x in lines if x.endswith(b"\n")}
+        new = {name: cause for name, cause in bad if name not in self.names}
         if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as f:  # one write: lines of several ranks do not mix
-                f.write("".join(json.dumps({"path": p, "cause": c}) + "\n" for p, c in new.items()))
-            self._read()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as f:  # one write: lines of several ranks do not mix
+                f.write("".join(json.dumps({"path": n, "cause": c}) + "\n" for n, c in new.items()))
+            self.names |= set(new)
             if len(self.names) > self.max_share * self.n_videos:
+                text = f"{len(self.names)} of {self.n_videos} videos cannot be read; the quarantine"
                 raise VidlearnError(
-                    f"{len(self.names)} of {self.n_videos} videos cannot be read, more than the "
-                    f"share of {self.max_share:g} that is allowed; the quarantine {self.path} "
-                    "names them. Mend or remove them, or raise --max-bad-share"
+                    f"{text} {path} names them. Mend them, or raise --max-bad-share"
                 )
         return len(self.names)
