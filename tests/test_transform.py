@@ -89,6 +89,9 @@ def test_evaluation_draws_nothing_and_keeps_the_middle() -> None:
     before = rng.bit_generator.state
     out = ClipTransform(size=10, train=False)(clip, rng)
     assert (out == 200).all() and rng.bit_generator.state == before
+    noise = clip_of(2, 20, 60)
+    whole = ClipTransform(size=20, train=False)(noise, rng)  # as large as the short side
+    assert torch.equal(whole, noise[:, :, 20:40].permute(3, 0, 1, 2))
 
 
 def test_without_antialias_a_reduction_skips_pixels() -> None:
