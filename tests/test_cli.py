@@ -1,0 +1,216 @@
+"""The command line: its flags are frozen, bad input gives one line and status 2, commands work.
+
+After a deliberate change of a flag: python tests/test_cli.py > tests/cli_flags.txt
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from vidlearn import checkpoint
+from vidlearn.cli import COMMANDS, USAGE, main
+from vidlearn.datasets import open_data
+from vidlearn.recipes import RECIPES
+from vidlearn.runlog import read_metrics
+from vidlearn.storage import encode
+from vidlearn.synth import draw
+
+FLAGS = Path(__file__).with_name("cli_flags.txt")
+TINY = (
+    "--size 32 --frames 4 --stride-frames 4 --tubelet 1 --width 24 --depth 1 --heads 2 "
+    "--pred-width 12 --pred-depth 1 --pred-heads 2 --batch 4 --steps 2 --warmup 1 --workers 0"
+).split()
+
+
+def run(*words, env=None):
+    """The command as a reader gives it: status, standard output, standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vidlearn", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def inside(capsys, *words):
+    """The same in this process."""
+    status = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as leave:
+        status = leave.code
+    return status, *capsys.readouterr()
+
+
+def flags(help_text):
+    """The options of a help text, each with what follows it, one a line."""
+    lines = (line.strip("│ ") for line in help_text.splitlines())
+    found = [re.match(r"((?:-h, )?--[a-z][^ ,]*(?:, --[^ ]+)?(?: [A-Z{][^ ]*)*)", x) for x in lines]
+    return [m[1] for m in found if m]
+
+
+def described():
+    """Every command with its options, from the real parser."""
+    text = []
+    for name in COMMANDS:
+        out = io.StringIO()
+        with mock.patch.dict(os.environ, COLUMNS="200"), contextlib.redirect_stdout(out):
+            with contextlib.suppress(SystemExit):
+                main([*name.split(), "--help"])
+        usage = re.search(r"usage: (vidlearn .*)", out.getvalue())[1]
+        text += [usage, *(f"    {flag}" for flag in flags(out.getvalue()))]
+    return "\n".join(text) + "\n"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two classes of twelve videos."""
+    root = tmp_path_factory.mktemp("set")
+    for i in range(24):
+        path = root / ("left", "up")[i % 2] / f"{i:02d}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        encode(path, draw(path.parent.name, i, frames=16, size=32), 8)
+    return root
+
+
+def test_flags_are_frozen():
+    assert described() == FLAGS.read_text(), __doc__
+
+
+def test_usage_names_every_command_and_recipe():
+    assert all(f"\n  {name} " in USAGE for name in COMMANDS)
+    assert USAGE.endswith("recipes: " + ", ".join(RECIPES))
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    code = (
+        "import sys; from vidlearn.cli import main; main(['--help']); main(['--version']);"
+        "sys.exit(bool({'torch', 'numpy', 'matplotlib', 'decord'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^vidlearn \d+\.\d+", done.stdout, re.M)
+
+
+@pytest.fixture
+def bad(videos, tmp_path):
+    """Things that are wrong, by name."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "column.csv").write_text("path,lable\na.mp4,x\n")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    (tmp_path / "half.pt").write_bytes(b"PK\x03\x04 cut short")
+    return {"videos": videos, "tmp": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("frain", "no command 'frain'; known: train, probe, data synth"),
+        ("train lapto", "no recipe 'lapto'; known recipes: laptop, "),
+        ("train", "no recipe ''; known recipes: laptop, "),
+        ("train laptop --data {tmp}/nowhere --out {tmp}/run", "{tmp}/nowhere: no such file"),
+        ("train laptop --data {tmp}/empty --out {tmp}/run", "{tmp}/empty: no videos in it"),
+        ("train laptop --data {tmp}/column.csv --out {tmp}/run", "'lable'"),
+        ("train laptop --data {videos} --out {tmp}/column.csv", "{tmp}/column.csv: File exists"),
+        ("data check {tmp}/empty", "{tmp}/empty: no videos in it"),
+        ("data manifest {tmp}/nowhere", "{tmp}/nowhere: no such folder"),
+        ("probe {tmp}/other.pt {videos}", "{tmp}/other.pt: a torch file, but not a checkpoint"),
+        ("probe {tmp}/half.pt {videos}", "{tmp}/half.pt: "),
+        ("probe {tmp}/nowhere.pt {videos}", "{tmp}/nowhere.pt: "),
+        ("bench step nope", "no recipe 'nope'; known recipes: laptop, "),
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(bad, capsys, words, message):
+    status, _, err = inside(capsys, *(word.format(**bad) for word in words.split()))
+    assert status == 2
+    assert err.startswith("vidlearn: ") and err.count("\n") == 1 and message.format(**bad) in err
+
+
+def test_a_checkpoint_of_another_model_is_named(bad, capsys):
+    state = {"config": RECIPES["laptop"].to_json(), "step": 1}
+    weights = {"target_encoder.norm.bias": torch.zeros(3)}
+    path = checkpoint.save(bad["tmp"], 1, {**state, "model": weights})
+    status, _, err = inside(capsys, "probe", path, bad["videos"])
+    assert status == 2 and err.count("\n") == 1
+    assert f"{path} belongs to another model" in err and "norm.bias (3,)" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_more_processes_than_gpus_is_an_error(videos, tmp_path):
+    words = ["train", "laptop", "--data", videos, "--out", tmp_path / "run"]
+    status, _, err = run(*words, env={"VIDLEARN_DEVICE": "cuda"})
+    assert status == 2 and err.count("\n") == 1 and "torch sees 0 GPUs" in err
+
+
+def test_other_ranks_are_silent_but_for_errors():
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    assert run("train", "laptop", "--help", env=env) == (0, "", "")
+    status, out, err = run("train", "lapto", env=env)
+    assert (status, out) == (2, "") and err.startswith("vidlearn, rank 1: no recipe 'lapto'")
+
+
+def test_an_unknown_flag_names_its_neighbour(capsys):
+    status, _, err = inside(capsys, "train", "laptop", "--step", "3")
+    assert status == 2 and "--steps INT" in err
+
+
+def test_check_lists_the_unreadable_and_only_them(videos, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").write_bytes((videos / "left" / "00.mp4").read_bytes())
+    listed = tmp_path / "list.jsonl"
+    assert inside(capsys, "data", "check", tmp_path, "--out", listed)[:2] == (
+        0, "2 videos, 0 unreadable\n",
+    )  # fmt: skip
+    broken = tmp_path / "b.mp4"
+    broken.write_bytes(broken.read_bytes()[:900])
+    for _ in range(2):  # the list is written anew
+        status, out, _ = inside(capsys, "data", "check", tmp_path, "--out", listed)
+        first, last = out.splitlines()
+        assert status == 1 and first.startswith(f"{broken}: ")
+        assert last == f"2 videos, 1 unreadable, listed in {listed}"
+        (line,) = listed.read_text().splitlines()
+        assert json.loads(line)["path"] == str(broken)
+
+
+def test_manifest_of_a_folder_can_be_opened(videos, tmp_path, capsys):
+    status, out, _ = inside(capsys, "data", "manifest", videos, "--out", tmp_path / "m.csv")
+    assert status == 0 and out == f"{tmp_path / 'm.csv'}: 24 videos, 2 classes\n"
+    assert open_data(tmp_path / "m.csv").rows == open_data(videos).rows
+
+
+def test_from_nothing_to_a_probed_model(tmp_path, capsys, monkeypatch):
+    """Videos, a run with overrides, what it learned, the time of its parts: all by commands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vidlearn.probe.STEPS", 5)
+    counts = ("--train", 24, "--val", 12, "--test", 0)
+    status, out, _ = inside(capsys, "data", "synth", "data/synth", *counts)
+    assert (status, out) == (0, "data/synth/manifest.csv\n")
+    status, out, _ = inside(capsys, "train", "laptop", "--data", "data/synth", *TINY)
+    assert status == 0 and json.loads(out)["step"] == 2
+    assert read_metrics("runs/laptop/metrics.jsonl")[-1]["step"] == 2
+    status, out, _ = inside(capsys, "probe", "runs/laptop", "data/synth", "--json", "p.json")
+    assert status == 0 and "random encoder" in out and "chance 8.3" in out
+    assert json.loads(Path("p.json").read_text())["clips"] == {"train": 24, "val": 12}
+    for what, word in (("load", "clips_per_s"), ("step", "backward_ms")):
+        words = ("bench", what, "laptop", "--data", "data/synth", "--out", "b.json", *TINY)
+        status, out, _ = inside(capsys, *words)
+        assert status == 0 and word in out and json.loads(Path("b.json").read_text())[word] > 0
+
+
+def test_doctor_prints_its_checks_and_its_status(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "none")
+    status, out, _ = inside(capsys, "doctor")
+    assert status == 1 and "BAD  OMP_NUM_THREADS    none -> " in out and "ok   Python " in out
+
+
+if __name__ == "__main__":
+    print(described(), end="")

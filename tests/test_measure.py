@@ -1,0 +1,145 @@
+"""Timings count what they say, the parts of a step are told apart, doctor finds what is wrong."""
+
+import dataclasses
+import os
+import time
+
+import pytest
+import torch
+
+from vidlearn import measure
+from vidlearn.datasets import folder_manifest
+from vidlearn.dist import init_distributed
+from vidlearn.recipes import recipe
+from vidlearn.storage import encode
+from vidlearn.synth import draw
+from vidlearn.train import build, train_step
+
+TINY = dataclasses.replace(
+    recipe("laptop"), size=32, frames=8, width=24, depth=1, heads=2, pred_width=12, pred_depth=1,
+    pred_heads=2, batch=4, workers=0,
+)  # fmt: skip
+PARTS = "to_device prepare target context predictor loss backward optimiser ema".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(8):
+        encode(folder / f"{i}.mp4", draw("left", i, frames=8, size=48), 8)
+    return folder_manifest(folder)
+
+
+def test_timeit_counts_calls_and_leaves_the_warm_up_out():
+    waits = iter([0.2, 0.01, 0.01, 0.03, 0.01])
+    timing = measure.timeit(lambda: time.sleep(next(waits)), repeats=4, warmup=1)
+    assert timing.repeats == 4 and next(waits, None) is None
+    assert 0.01 <= timing.min_s <= timing.median_s < 0.15 and timing.spread_s > 0.001
+
+
+def test_machine_card_says_what_a_timing_is_read_with():
+    card = measure.machine_card()
+    assert card["torch"] == torch.__version__ and card["threads"] == torch.get_num_threads()
+    assert 1 <= card["cores"] <= os.cpu_count() and card["memory_gib"] > 0.5
+    assert all(str(value) for value in card.values())
+
+
+def test_breakdown_names_every_part_and_adds_up(data):
+    numbers = measure.step_breakdown(TINY, data, steps=3)
+    parts = [numbers[f"{name}_ms"] for name in PARTS]
+    assert all(ms > 0 for ms in parts) and numbers["batch"] == 4
+    assert numbers["decode_ms"] > numbers["transform_ms"] > 0
+    # Nothing is read ahead here, so the step waits for all the decoding.
+    assert numbers["load_wait_ms"] > 0.3 * numbers["decode_ms"]
+    total = sum(parts) + numbers["load_wait_ms"]
+    assert numbers["step_ms"] == pytest.approx(total, rel=0.5)
+
+
+def slow(*_):
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("part", ["target", "context", "predictor", "backward", "optimiser", "ema"])
+def test_a_slow_part_is_found(data, part, monkeypatch):
+    """Each part in turn sleeps for 50 ms; that part, and no other, gets longer by so much."""
+    state = build(dataclasses.replace(TINY, mask_cycle=False), init_distributed())
+    laps, model = measure._Laps(torch.device("cpu")), state.model
+    laps.watch(state)
+    if part in ("target", "context", "predictor"):
+        norm = {
+            "target": model.target_encoder.norm,
+            "context": model.encoder.norm,
+            "predictor": model.predictor.predictor_norm,
+        }[part]
+        norm.register_forward_hook(slow)
+    elif part == "backward":
+        model.encoder.patch_embed.proj.weight.register_hook(slow)
+    elif part == "optimiser":
+        state.optimizer.register_step_pre_hook(slow)
+    else:
+        update = model.update_target
+        monkeypatch.setattr(model, "update_target", lambda m: (slow(), update(m)))
+    batch = next(measure._batches(TINY, data, torch.device("cpu")))
+    rows = []
+    for _ in range(4):
+        laps.mark("prepare_ms")
+        train_step(state, batch)
+        laps.mark("")
+        rows.append(laps.totals_ms())
+    least = {name: min(row[name] for row in rows) for name in rows[0]}  # the machine may be busy
+    sleeps = 2 if part in ("context", "predictor") else 1  # one for each of two masks
+    assert least.pop(f"{part}_ms") > 50 * sleeps
+    assert max(least.values()) < 45
+
+
+def test_load_rate_is_what_a_loop_gets(data):
+    numbers = measure.load_rate(TINY, data, batches=5)
+    assert numbers["clips_per_s"] == pytest.approx(4e3 / numbers["batch_ms"])
+    assert (numbers["workers"], numbers["batch"]) == (0, 4) and numbers["spread_ms"] >= 0
+
+
+def found():
+    return {check.name: check for check in measure.doctor()}
+
+
+def test_doctor_finds_this_machine_in_order(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    checks = found()
+    for name in ("Python", "torch", "one decord", "decoder pyav", "OMP_NUM_THREADS", "launcher"):
+        assert checks[name].ok, checks[name]
+        assert "->" not in str(checks[name])
+    assert {"GPU", "cores", "open files", "disk", "temporary files"} <= set(checks)
+    assert all(check.remedy for check in checks.values() if not check.ok)
+
+
+def test_doctor_names_what_is_wrong_and_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    other = tmp_path / "decord2-3.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: decord2\nVersion: 3.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checks = found()
+    assert not checks["one decord"].ok and "decord2 3.0" in checks["one decord"].found
+    assert not checks["OMP_NUM_THREADS"].ok
+    assert not checks["launcher"].ok and "WORLD_SIZE" in str(checks["launcher"])
+    for name in ("one decord", "OMP_NUM_THREADS", "launcher"):
+        assert str(checks[name]).startswith("BAD ") and " -> " in str(checks[name])
+
+
+def test_doctor_tells_a_batch_script_to_use_srun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert "srun" in str(found()["launcher"].found)
+
+
+@pytest.mark.gpu
+def test_breakdown_on_a_gpu(data):
+    numbers = measure.step_breakdown(TINY, data, steps=3)
+    assert numbers["device"].startswith("cuda")
+    assert all(numbers[f"{name}_ms"] > 0 for name in PARTS)

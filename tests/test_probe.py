@@ -1,0 +1,226 @@
+"""Probes: the published attention, classifiers that do what they claim, honest baselines."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vidlearn import checkpoint, probe
+from vidlearn.batch import ClipDataset
+from vidlearn.datasets import Manifest, Row, folder_manifest
+from vidlearn.dist import init_distributed
+from vidlearn.errors import ConfigError
+from vidlearn.model import Encoder
+from vidlearn.recipes import recipe
+from vidlearn.storage import encode
+from vidlearn.train import build, save
+from vidlearn.transform import normalize
+
+TINY = dataclasses.replace(
+    recipe("laptop"), size=32, frames=5, stride_frames=2, tubelet=1, width=24, depth=1, heads=2,
+    pred_width=12, pred_depth=1, pred_heads=2, workers=0,
+)  # fmt: skip
+PUBLISHED = """pooler.query_tokens
+    pooler.cross_attention_block.norm1.weight pooler.cross_attention_block.norm1.bias
+    pooler.cross_attention_block.norm2.weight pooler.cross_attention_block.norm2.bias
+    pooler.cross_attention_block.xattn.q.weight pooler.cross_attention_block.xattn.q.bias
+    pooler.cross_attention_block.xattn.kv.weight pooler.cross_attention_block.xattn.kv.bias
+    pooler.cross_attention_block.mlp.fc1.weight pooler.cross_attention_block.mlp.fc1.bias
+    pooler.cross_attention_block.mlp.fc2.weight pooler.cross_attention_block.mlp.fc2.bias
+    linear.weight linear.bias""".split()
+
+
+def frames(label: str, seed: int) -> np.ndarray:
+    """9 frames of noise in which a bright square grows ("opens") or shrinks, alike halfway."""
+    rng = np.random.default_rng(seed)
+    clip = rng.integers(60, 120, (9, 32, 32, 3)).astype(np.uint8)
+    y, x = rng.integers(0, 4, 2)
+    for t, side in enumerate(range(2, 29, 3)):
+        clip[t, y : y + side, x : x + side] = 230
+    return clip if label == "opens" else clip[::-1].copy()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two classes that differ in the direction of time alone; one file is no video."""
+    folder = tmp_path_factory.mktemp("clips")
+    for split, n in (("train", 40), ("val", 20), ("test", 20)):
+        for i in range(n):
+            label = ("opens", "shuts")[i % 2]
+            target = folder / split / label / f"{i:02d}.mp4"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            encode(target, frames(label, 1000 * n + i // 2), 8)
+    (folder / "val" / "opens" / "zz.mp4").write_bytes(b"no video" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with one checkpoint whose two encoders differ, and its exported encoder."""
+    out = tmp_path_factory.mktemp("run")
+    state = build(TINY, init_distributed())
+    with torch.no_grad():
+        state.model.target_encoder.norm.bias += 1.0
+    save(state, out)
+    meta = {"config": TINY.to_json(), "step": 0}
+    checkpoint.export_encoder(
+        out / "encoder.safetensors", state.model.target_encoder.state_dict(), meta
+    )
+    return out
+
+
+def dataset(root, split):
+    part = folder_manifest(root).split(split)
+    return ClipDataset(part, TINY.clip_spec(), TINY.transform(False), random_clips=False)
+
+
+def test_attentive_probe_is_the_published_one():
+    """Names, eps, and the attention itself, written out the long way."""
+    torch.manual_seed(0)
+    p = probe.AttentiveProbe(24, 3, 5).double()
+    assert sorted(p.state_dict()) == sorted(PUBLISHED)
+    for weight in p.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    block, x = p.pooler["cross_attention_block"], torch.randn(4, 10, 24, dtype=torch.float64)
+    assert block["norm1"].eps == block["norm2"].eps == 1e-5
+    query = p.pooler.query_tokens.expand(4, -1, -1)
+    k, v = block["xattn"]["kv"](block["norm1"](x)).view(4, 10, 2, 3, 8).permute(2, 0, 3, 1, 4)
+    q = block["xattn"]["q"](query).view(4, 1, 3, 8).transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(4, 1, 24)
+    y = query + y
+    y = y + block["mlp"](block["norm2"](y))
+    torch.testing.assert_close(p(x), p.linear(y[:, 0]))
+
+
+def test_attentive_reads_one_token_where_the_mean_drowns_it():
+    rng = torch.Generator().manual_seed(0)
+    n, y = 600, torch.arange(600) % 3
+    x = torch.randn(n, 1, 20, 8, generator=rng) * 2
+    place = torch.randint(20, (n,), generator=rng)
+    x[torch.arange(n), 0, place] = torch.eye(8)[y] * 8 + torch.eye(8)[7] * 8  # marked by the last
+    train, test = (x[:450], y[:450]), x[450:]
+    right = probe.attentive(train, test, heads=2) == y[450:]
+    mean = probe.linear((x.mean((1, 2))[:450], y[:450]), x.mean((1, 2))[450:]) == y[450:]
+    assert right.float().mean() > 0.9 and right.float().mean() > mean.float().mean() + 0.1
+
+
+def test_linear_learns_repeats_and_leaves_the_global_seed_alone(monkeypatch):
+    monkeypatch.setattr(probe, "STEPS", 100)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(300, 20))).float()
+    y = (x[:, 3] > 0).long()
+    x[:, 3] *= 1000  # a feature's unit must not matter
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    guesses = [probe.linear((x[:200], y[:200]), x[200:]) for _ in range(2)]
+    assert torch.equal(guesses[0], guesses[1]) and torch.equal(before, torch.get_rng_state())
+    assert (guesses[0] == y[200:]).float().mean() > 0.8
+    noise = torch.from_numpy(rng.integers(0, 2, 300))
+    guess = probe.linear((x[:200], noise[:200]), x[200:])
+    assert 0.3 < (guess == noise[200:]).float().mean() < 0.7
+
+
+def test_knn_against_counting_by_hand():
+    x = torch.tensor([[1.0, 0], [0.9, 0.2], [-1, 0], [-0.8, -0.1], [0, -2.0]])
+    y = torch.tensor([0, 0, 1, 1, 1])
+    assert probe.knn((x, y), torch.tensor([[2.0, 0.1], [-3.0, 0.1]]), k=1).tolist() == [0, 1]
+    # All five vote, and the two that are near outweigh the three that are far.
+    assert probe.knn((x, y), torch.tensor([[2.0, 0.1]]), k=99).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(8, 10, 49.0, 94.3), (0, 10, 0, 27.8), (50, 100, 40.4, 59.6)]
+)
+def test_interval_is_wilsons(right, n, low, high):
+    s = probe.score(torch.arange(n) < right, torch.ones(n, dtype=torch.bool))
+    assert (s["low"], s["high"]) == pytest.approx((low, high), abs=0.06)
+    assert s["percent"] == 100 * right / n and (s["right"], s["clips"]) == (right, n)
+
+
+def test_features_are_the_encoders_in_order_without_the_unreadable(root):
+    torch.manual_seed(0)
+    encoder, data = Encoder(TINY.model()).train(), dataset(root, "val")
+    got = probe.features(encoder, data, normalize_how="clip", batch_size=6)
+    assert got.tokens_NTSD.shape == (20, 5, 16, 24) and got.tokens_NTSD.dtype == torch.float16
+    assert len(got.bad) == 1 and got.bad[0][0].endswith("zz.mp4")
+    assert len(data) == 21 and 10 not in got.indices and got.indices.tolist()[-1] == 20
+    sample = data[20]
+    with torch.no_grad():
+        tokens = encoder(normalize(sample["clip"][None], "clip"))
+    torch.testing.assert_close(got.time_NTD[-1], tokens.view(5, 16, 24).mean(1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(got.mean_ND[-1], tokens[0].mean(0), atol=2e-3, rtol=0)
+    assert got.labels.tolist() == [0] * 10 + [1] * 10
+
+
+def test_no_readable_video_is_an_error(root, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    data = Manifest((Row(str(tmp_path / "a.mp4"), "opens"),), ("opens",), "here")
+    clips = ClipDataset(data, TINY.clip_spec(), TINY.transform(False))
+    with pytest.raises(ConfigError, match="here: no video is both labelled and readable"):
+        probe.features(probe.one_frame, clips, normalize_how="clip")
+
+
+def test_pixel_baselines_see_one_frame_and_all():
+    clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 3, 4, 32, 32)
+    assert probe.whole_clip(clip).shape == (2, 4, 1, 192)
+    assert probe.whole_clip(clip)[0, :, 0, 0].tolist() == [0, 1, 2, 3]
+    assert probe.one_frame(clip).unique().tolist() == [2]
+
+
+def test_splits_are_the_datas_own_or_keep_sources_together(root):
+    own, how = probe.splits(folder_manifest(root))
+    assert list(own) == ["train", "val", "test"] and how == "the data's own"
+    rows = tuple(Row(f"{i}.mp4", "ab"[i % 2], source_id=f"s{i // 4}") for i in range(80))
+    data = Manifest(rows, ("a", "b"), "rows")
+    made, how = probe.splits(data, seed=3)
+    assert "7 to 3" in how and "seed 3" in how
+    ids = {name: {row.source_id for row in part.rows} for name, part in made.items()}
+    assert not ids["train"] & ids["test"] and len(made["train"]) + len(made["test"]) == 80
+    assert {row.label for row in made["test"].rows} == {"a", "b"} and len(made["test"]) == 24
+    assert probe.splits(data, seed=3) == (made, how) and probe.splits(data, seed=4)[0] != made
+
+
+def test_frozen_encoder_from_a_run_a_checkpoint_and_an_export(run):
+    step = next((run / "checkpoints").glob("*.pt"))
+    states = [
+        probe.load_frozen(p)[0].state_dict() for p in (run, step, run / "encoder.safetensors")
+    ]
+    assert all(torch.equal(s["norm.bias"], torch.ones(24)) for s in states)
+    assert all(torch.equal(s[k], states[0][k]) for s in states for k in s)
+    assert torch.equal(probe.load_frozen(run, "context")[0].norm.bias, torch.zeros(24))
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path):
+    state = checkpoint.load(next((run / "checkpoints").glob("*.pt")))
+    state["config"] = dataclasses.replace(TINY, depth=2).to_json()
+    other = checkpoint.save(tmp_path, 1, state)
+    with pytest.raises(ConfigError, match=r"another model.*missing \(blocks.1"):
+        probe.load_frozen(other)
+    with pytest.raises(ConfigError, match="nowhere: no "):
+        probe.load_frozen(tmp_path / "nowhere")
+
+
+def test_report_tells_time_from_its_reverse_and_names_all_sources(run, root, capsys, monkeypatch):
+    monkeypatch.setattr(probe, "STEPS", 40)
+    data = folder_manifest(root)
+    result = probe.report(run, data)
+    rows = result["rows"]
+    assert list(rows) == [
+        "trained encoder", "random encoder", "pixels, one frame", "pixels, whole clip",
+    ]  # fmt: skip
+    for split in ("val", "test"):
+        assert rows["pixels, whole clip"]["linear, time kept"][split]["percent"] == 100
+        still = rows["pixels, one frame"]["linear, time kept"][split]
+        assert still["low"] < 50 < still["high"] and result["chance"][split] == 50
+        assert set(rows["trained encoder"]) == set(rows["pixels, one frame"]) | {"attentive"}
+    assert result["clips"] == {"train": 40, "val": 20, "test": 20}
+    assert [path[-6:] for path in result["unreadable"]] == ["zz.mp4"]
+    again = probe.report(run, data)
+    assert json.dumps({**result, "seconds": 0}) == json.dumps({**again, "seconds": 0})
+    probe.show(result)
+    text = capsys.readouterr().out
+    assert "val: 20 clips" in text and "chance 50.0" in text and "zz.mp4" in text
+    assert "100 (84-100)" in text and "1 unreadable" in text

@@ -1,0 +1,231 @@
+"""The command `vidlearn`: train, probe, data, bench and doctor, each a thin call.
+
+Input: words on the command line. Output: text, files, and an exit status: 0 done, 1 `doctor` or
+`data check` found something, 2 an error that the reader can mend, told in one line. A traceback
+is a bug. Traded: heavy modules are imported inside the commands, so that help answers at once.
+Under torchrun and srun only rank 0 talks, but for errors. Used in all chapters.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.recipes import RECIPES, Config, recipe
+
+BUILT_IN = Path("data/synth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train or time a recipe; every choice of the recipe can be changed."""
+
+    recipe: Positional[str]  # Name of the recipe; it comes first.
+    config: Annotated[Config, arg(name="")]
+    data: Path | None = None  # Folder of videos or manifest; default: the built-in set, made here.
+    out: Path | None = None  # Folder of the run, runs/RECIPE by default; bench: file for numbers.
+
+
+def _make(folder: Path, **counts: int) -> Path:
+    """The built-in set, with a bar on a terminal, since it takes a minute."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vidlearn import synth
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("videos")
+        advance = partial(bar.update, task)
+        return synth.make(folder, **counts, progress=lambda i, n: advance(completed=i, total=n))
+
+
+def train(run: Run) -> int:
+    """Train a recipe, or go on with a run."""
+    from vidlearn import dist
+    from vidlearn.datasets import open_data
+    from vidlearn.train import train as start
+
+    me = dist.init_distributed()
+    if run.data is None and me.is_main:
+        _make(BUILT_IN)
+    me.barrier()
+    out = run.out or Path("runs") / run.recipe
+    summary = start(run.config, open_data(run.data or BUILT_IN), out, dist=me)
+    dist.shutdown(me)
+    if me.is_main:
+        print(dumps(summary))
+    return 0
+
+
+def probe(
+    checkpoint: Positional[Path],
+    data: Positional[Path],
+    json: Path | None = None,
+    encoder: Literal["target", "context"] = "target",
+    seed: int = 0,
+) -> int:
+    """Probe a frozen encoder, beside a random one and pixels.
+
+    Args:
+        checkpoint: a checkpoint, an exported encoder, or the folder of a run.
+        data: folder of class folders, or manifest.
+        json: write the numbers here as well.
+        encoder: the slow average, as published, or the one that is trained.
+        seed: of the random encoder, and of the split where the data has none.
+    """
+    from vidlearn.datasets import open_data
+    from vidlearn.dist import init_distributed
+    from vidlearn.probe import report, show
+
+    device = init_distributed().device
+    result = report(checkpoint, open_data(data), which=encoder, seed=seed, device=device)
+    show(result)
+    if json:
+        json.write_text(dumps(result, indent=1) + "\n")
+    return 0
+
+
+def data_synth(
+    folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
+) -> int:
+    """Make the built-in videos, whose truth is known.
+
+    Args:
+        folder: where to; a complete set there is left alone.
+        train: videos of the split train; likewise val and test.
+        seed: of all that differs between them.
+    """
+    print(_make(folder, train=train, val=val, test=test, seed=seed))
+    return 0
+
+
+def data_manifest(root: Positional[Path], out: Path | None = None) -> int:
+    """Write the manifest of a folder of videos.
+
+    Args:
+        root: holds <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4.
+        out: the manifest; default: ROOT/manifest.csv.
+    """
+    from vidlearn.datasets import folder_manifest, write_manifest
+
+    manifest = folder_manifest(root)
+    path = write_manifest(out or root / "manifest.csv", manifest.rows)
+    print(f"{path}: {len(manifest)} videos, {len(manifest.classes)} classes")
+    return 0
+
+
+def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
+    """Decode a frame of every video, and list those that cannot be read.
+
+    Args:
+        data: folder of videos, or manifest.
+        out: the list, a JSON object a line; it is written anew.
+    """
+    from vidlearn.batch import ClipDataset, Quarantine, eval_loader
+    from vidlearn.datasets import Manifest, Row, open_data
+    from vidlearn.sample import ClipSpec
+    from vidlearn.transform import ClipTransform
+
+    paths = dict.fromkeys(row.path for row in open_data(data).rows)
+    videos = Manifest(tuple(Row(path) for path in paths), (), str(data))
+    frame = ClipSpec(frames=1, stride_frames=1)  # the middle one, so that seeking is tried too
+    dataset = ClipDataset(videos, frame, ClipTransform(train=False), random_clips=False)
+    out.unlink(missing_ok=True)
+    quarantine, bad = Quarantine(out, len(videos), max_share=1.0), 0
+    for batch in eval_loader(dataset, 16, workers=os.cpu_count() or 1):
+        bad = quarantine.add(batch.bad)
+        for path, cause in batch.bad:
+            print(f"{path}: {cause}")
+    print(f"{len(videos)} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
+    return int(bad > 0)
+
+
+def bench(run: Run, what: str) -> int:
+    """Time a recipe's loader alone ("load"), or the parts of its training step ("step")."""
+    from vidlearn import measure
+    from vidlearn.datasets import open_data
+
+    function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
+    found = function(run.config, open_data(run.data or _make(BUILT_IN)))
+    found = {"recipe": run.recipe, **measure.machine_card(), **found}
+    for name, value in found.items():
+        print(f"{name:14} {value:10.2f}" if isinstance(value, float) else f"{name:14} {value}")
+    if run.out:
+        run.out.write_text(dumps(found, indent=1) + "\n")
+    return 0
+
+
+def doctor() -> int:
+    """Check Python, packages, decoders, GPU, memory, disk and environment."""
+    from vidlearn import measure
+
+    checks = measure.doctor()
+    print(*checks, sep="\n")
+    return int(any(check.ok is False for check in checks))
+
+
+USAGE = f"""usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options
+  train RECIPE          train, or go on with a run
+  probe CHECKPOINT DATA probe the frozen encoder, beside a random one and pixels
+  data synth DIR        make the built-in videos, whose truth is known
+  data manifest DIR     write the manifest of a folder of videos
+  data check DATA       try every video, list the unreadable ones
+  bench load RECIPE     time the loader alone
+  bench step RECIPE     time the parts of a training step
+  doctor                check this machine: packages, decoders, GPU, disk, environment
+recipes: {", ".join(RECIPES)}"""
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "probe": probe,
+    "data synth": data_synth,
+    "data manifest": data_manifest,
+    "data check": data_check,
+    "bench load": partial(bench, what="load"),
+    "bench step": partial(bench, what="step"),
+    "doctor": doctor,
+}
+
+
+def _run(words: list[str], talks: bool) -> int:
+    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+    if name is None:
+        raise ConfigError(f"no command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
+    rest = words[len(name.split()) :]
+    how: dict[str, Any] = {"prog": f"vidlearn {name}", "args": rest, "console_outputs": talks}
+    if name not in ("train", "bench load", "bench step"):
+        return tyro.cli(COMMANDS[name], **how)
+    # The options' defaults are the recipe's; help without a recipe shows the first one's.
+    chosen = rest[0] if rest else ""
+    chosen = next(iter(RECIPES)) if chosen in ("-h", "--help") else chosen
+    return COMMANDS[name](tyro.cli(Run, default=Run(chosen, recipe(chosen)), **how))
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command line and leave with its status."""
+    words = sys.argv[1:] if words is None else words
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+    if words in ([], ["-h"], ["--help"], ["--version"]):
+        print(f"vidlearn {version('vidlearn')}" if words == ["--version"] else USAGE)
+        return
+    try:
+        sys.exit(_run(words, talks=rank == "0"))
+    except VidlearnError as error:
+        text = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        text = f"{error.filename}: {error.strerror}"
+    who = "vidlearn" if rank == "0" else f"vidlearn, rank {rank}"
+    print(f"{who}: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(2)

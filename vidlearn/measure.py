@@ -1,0 +1,274 @@
+"""How long does it take, on what machine, and is the machine in order?
+
+Input: functions, recipes, the computer itself. Output: a machine card, timings with their spread,
+the parts of a training step, the checks of `vidlearn doctor`. Traded: the step is timed inside
+the real `train_step` by PyTorch's hooks, on CUDA by events, so that nothing waits for the GPU;
+what happens between two hooks counts for the first. Taught in chapters 1 and 2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import distributions
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidlearn import dist, train
+from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader
+from vidlearn.datasets import Manifest
+from vidlearn.decode import backends, frames_at
+from vidlearn.errors import ConfigError
+from vidlearn.recipes import Config
+from vidlearn.sample import clip_indices
+from vidlearn.storage import frame_table
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated calls: middle, best, and the distance between the quartiles."""
+
+    median_s: float
+    min_s: float
+    spread_s: float
+    repeats: int
+
+
+def timeit(fn: Callable[[], Any], repeats: int = 7, warmup: int = 1) -> Timing:
+    """Wall time of `fn()`; once CUDA is in use, each call is waited for."""
+    seconds = []
+    for _ in range(warmup + repeats):
+        began = time.perf_counter()
+        fn()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    low, middle, high = np.percentile(seconds[warmup:], (25, 50, 75)).tolist()
+    return Timing(middle, min(seconds[warmup:]), high - low, repeats)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and its container's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, period = quota.read_text().split() if quota.exists() else ("max", "1")
+    return n if limit == "max" else max(1, min(n, round(int(limit) / int(period))))
+
+
+def machine_card() -> dict[str, Any]:
+    """What a timing must be read with."""
+    if sys.platform == "darwin":
+        ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        cpu = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+        cpu = (names or [platform.machine()])[0]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": ", ".join(gpus) or "none",
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _Laps:
+    """Consecutive laps, each with a name; the device is not waited for before `totals_ms`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, name: str, *_: Any) -> None:
+        """The lap before ends, and `name` begins, unless it is on."""
+        now: Any = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
+        if self.cuda:
+            now.record()
+        if not self.marks or self.marks[-1][0] != name:
+            self.marks.append((name, now))
+
+    def totals_ms(self) -> dict[str, float]:
+        """Milliseconds by name; the last mark only ends the lap before it. Then starts anew."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for (name, a), (_, b) in zip(self.marks, self.marks[1:]):
+            total[name] = total.get(name, 0) + (a.elapsed_time(b) if self.cuda else (b - a) * 1e3)
+        self.marks.clear()
+        return total
+
+    def watch(self, state: train.State) -> None:
+        """Hooks that mark where each part of `train_step` begins."""
+
+        def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
+            self.mark("loss_ms")
+            output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
+
+        model, optimizer = state.model, state.optimizer
+        model.target_encoder.register_forward_pre_hook(partial(self.mark, "target_ms"))
+        for part in (model.encoder.patch_embed, model.encoder.blocks[0]):
+            part.register_forward_pre_hook(partial(self.mark, "context_ms"))
+        model.predictor.register_forward_pre_hook(partial(self.mark, "predictor_ms"))
+        model.predictor.register_forward_hook(predicted)
+        optimizer.register_step_pre_hook(partial(self.mark, "optimiser_ms"))
+        optimizer.register_step_post_hook(partial(self.mark, "ema_ms"))
+
+
+def _batches(config: Config, data: Manifest, device: torch.device) -> Iterator[Batch]:
+    """The recipe's loader for a single process."""
+    spec, transform = config.clip_spec(), config.transform(True)
+    dataset = ClipDataset(data, spec, transform, seed=config.seed, backend=config.backend)
+    sampler = ShardedSampler(len(dataset), config.batch, seed=config.seed)
+    return iter(make_loader(dataset, sampler, workers=config.workers, device=str(device)))
+
+
+def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:
+    """How fast the recipe's loader is when nobody makes it wait."""
+    loader = _batches(config, data, torch.device("cpu"))
+    # What the workers read ahead while they started is not counted.
+    timing = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers)
+    batch_ms, spread_ms = timing.median_s * 1e3, timing.spread_s * 1e3
+    rate = {"clips_per_s": config.batch / timing.median_s, "batch_ms": batch_ms}
+    return {"workers": config.workers, "batch": config.batch, **rate, "spread_ms": spread_ms}
+
+
+def _clip_cost(config: Config, data: Manifest) -> dict[str, float]:
+    """Milliseconds to decode and to transform one batch in this process, from eight clips."""
+    spec, transform, rng = config.clip_spec(), config.transform(True), np.random.default_rng(0)
+    times = []
+    for row in data.rows[:8]:
+        table = frame_table(row.path)
+        (chosen,) = clip_indices(spec, table.n_frames, table.fps, rng=rng)
+        marks = [time.perf_counter()]
+        clip = frames_at(row.path, chosen, backend=config.backend, table=table)
+        marks.append(time.perf_counter())
+        transform(clip, rng)
+        times.append(np.diff([*marks, time.perf_counter()]) * 1e3 * config.batch)
+    decode_ms, transform_ms = np.median(times, axis=0).tolist()
+    return {"decode_ms": decode_ms, "transform_ms": transform_ms}
+
+
+def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:
+    """Where a training step's time goes: medians over `steps`, in ms a step.
+
+    load_wait_ms is what the step waits for the loader; decode_ms and transform_ms are the work
+    for a whole batch in one process, which the workers share. Then, in turn: to_device,
+    prepare (masks, rates, normalisation), target, context, predictor, loss, backward (with
+    clipping), optimiser, ema. step_ms is the sum of all but decode and transform.
+    """
+    torch.set_num_threads(config.threads)
+    me, rows = dist.init_distributed(), []
+    state, loader, laps = (
+        train.build(config, me),
+        _batches(config, data, me.device),
+        _Laps(me.device),
+    )
+    laps.watch(state)
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        batch = next(loader)
+        waited_ms = (time.perf_counter() - began) * 1e3
+        laps.mark("to_device_ms")
+        batch = batch.to(me.device)
+        laps.mark("prepare_ms")
+        train.train_step(state, batch)
+        laps.mark("")
+        rows.append({"load_wait_ms": waited_ms, **laps.totals_ms()})
+    del rows[:2]  # the first steps pay for memory and the workers' start
+    parts = {name: median(row[name] for row in rows) for name in rows[0]}
+    fixed = {"device": str(me.device), "workers": config.workers, "batch": config.batch}
+    step_ms = median(sum(row.values()) for row in rows)
+    return {**fixed, **_clip_cost(config, data), **parts, "step_ms": step_ms}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of `doctor`. ok: True, False, or None for what only some need."""
+
+    name: str
+    ok: bool | None
+    found: object
+    remedy: str
+
+    def __str__(self) -> str:
+        mark = {True: "ok", False: "BAD", None: "note"}[self.ok]
+        return f"{mark:4} {self.name:18} {self.found}" + ("" if self.ok else f" -> {self.remedy}")
+
+
+def _gpu() -> Check:
+    """Does torch fit the driver? The driver itself is asked: torch for CPU does not know it."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return Check(
+            "GPU", None, "no NVIDIA driver", "runs on the CPU, which the course is made for"
+        )
+    driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    found = f"driver for CUDA {driver}, torch for {torch.version.cuda or 'CPU'}"
+    remedy = "install torch for this driver's CUDA, or look at CUDA_VISIBLE_DEVICES"
+    return Check("GPU", torch.cuda.is_available(), found, remedy)
+
+
+def _launcher() -> Check:
+    """Did torchrun, srun or nobody start this, and is all there that they set?"""
+    try:
+        launcher, rank, world, *_ = dist._place()
+        return Check("launcher", True, f"{launcher}, rank {rank} of {world}", "")
+    except ConfigError as error:
+        return Check("launcher", False, error, "chapter 3 tells which variables belong together")
+
+
+def doctor() -> list[Check]:
+    """All checks of this machine and environment; nothing is sent or changed."""
+    have = {d.metadata["Name"].lower(): d.version for d in distributions()}
+    need = ("torch", "numpy", "av", "matplotlib", "ipywidgets", "safetensors", "rich", "tyro")
+    kinds = [f"{n} {have[n]}" for n in ("decord", "eva-decord", "decord2") if n in have]
+    one = "pip uninstall decord eva-decord decord2, then pip install vidlearn"
+    n, files = cores(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    omp = os.environ.get("OMP_NUM_THREADS", "unset")
+    omp_ok = omp == "unset" or (omp.isdigit() and 1 <= int(omp) <= n)
+    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    checks = [
+        Check("Python", good, platform.python_version(), "use Python 3.10 to 3.13"),
+        *(Check(x, x in have, have.get(x, "missing"), "pip install vidlearn") for x in need),
+        Check("one decord", len(kinds) == 1, ", ".join(kinds) or "none", one),
+    ]
+    for name, why in backends().items():  # TorchCodec is a choice: it wants FFmpeg on the system
+        ok = not why or (None if name == "torchcodec" else False)
+        checks.append(Check(f"decoder {name}", ok, why or "loads", "--backend pyav needs no other"))
+    checks += [
+        _gpu(),
+        Check("cores", n > 1, f"{n} of {os.cpu_count()}", "ask for more, or give --workers 0"),
+        Check("OMP_NUM_THREADS", omp_ok, omp, f"unset it, or set it to 1 up to {n}"),
+        Check("open files", files >= 1024, files, "ulimit -n 4096"),
+        _launcher(),
+    ]
+    places = {"disk": (".", 2, "free some, or work elsewhere")}
+    places["temporary files"] = (tempfile.gettempdir(), 2, "free some, or set TMPDIR")
+    if os.path.exists("/dev/shm"):  # where workers hand batches over
+        places["shared memory"] = ("/dev/shm", 1, "docker run --shm-size=8g, or --workers 0")
+    for name, (place, least, remedy) in places.items():
+        free = shutil.disk_usage(place).free / 2**30
+        found = f"{free:.1f} GiB free at {os.path.abspath(place)}"
+        checks.append(Check(name, free >= least, found, remedy))
+    return checks
