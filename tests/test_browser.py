@@ -174,6 +174,44 @@ def test_a_fact_prints_its_value_and_says_how_it_was_made(tmp_path: Path) -> Non
     assert "No run is here yet" in page
 
 
+PROBED = {
+    "chance": {"val": 8.3, "test": 8.3},
+    "rows": {
+        "trained encoder": {
+            "knn": {"val": {"percent": 34.1}, "test": {"percent": 25.2}},
+            "linear, time kept": {"val": {"percent": 62.3}, "test": {"percent": 50.4}},
+        },
+        "random encoder": {
+            "knn": {"val": {"percent": 12.1}, "test": {"percent": 14.0}},
+            "linear, time kept": {"val": {"percent": 52.2}, "test": {"percent": 37.9}},
+        },
+        "pixels": {"knn": {"val": {"percent": 9.4}, "test": {"percent": 10.4}}},
+    },
+}
+
+
+def test_the_page_shows_the_readers_own_run(tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "runs" / "book"
+    run.mkdir(parents=True)
+    monkeypatch.setattr(make_book, "RUN", run)
+    monkeypatch.setattr(make_book, "PROBE", run / "probe.json")
+    (run / "probe.json").write_text(json.dumps(PROBED))
+    lines = [{"step": n, "loss": 1 / n, "spread": 0.5, "effective_rank": n} for n in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = make_book.summary({"train": 181.0, "probe": 60.0})
+    assert "181 s of training, 60 s of probing" in result["summary"]
+    assert "gets 50 % of test right" in result["summary"]
+    assert "and 38 % on those of a random encoder" in result["summary"]
+    assert result["tables"][0]["rows"][-1] == ["30", "0.0333", "0.500", "30.0"]
+    assert result["tables"][2]["rows"][2] == ["pixels", "10", "-"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert small_book(tmp_path, "```{this-run}\n```", {}).returncode == 0
+    page = (tmp_path / "_build" / "html" / "page.html").read_text("utf-8")
+    assert "181 s of training" in page
+    assert "No run is here yet" not in page
+    assert page.count("<table") == 3
+
+
 @pytest.mark.parametrize(
     ("key", "facts", "said"),
     [

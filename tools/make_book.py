@@ -32,6 +32,7 @@ RUN = ROOT / "runs" / "book"
 ENCODER = RUN / "encoder.safetensors"
 PROBE = RUN / "probe.json"
 RESULT = RUN / "result.json"
+SECONDS = RUN / "seconds.json"
 RECIPE = "laptop"
 
 
@@ -40,7 +41,8 @@ def call(*command: str | Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, check=False)
     if done.returncode:
-        sys.exit(f"make book: {' '.join(map(str, command))} failed; what it says stands above")
+        words = " ".join(map(str, command))
+        sys.exit(f"make book: {words} ended with status {done.returncode}; see above")
 
 
 def vidlearn(*words: str | Path) -> None:
@@ -110,38 +112,63 @@ def probe_tables() -> list[dict[str, Any]]:
     made = []
     for split, chance in found["chance"].items():
         head = [f"{split}: per cent right", *found["rows"]["random encoder"]]
-        rows = [
-            [source, *(f"{scores[split]['percent']:.0f}" for scores in row.values())]
-            for source, row in found["rows"].items()
-        ]
-        made.append(
-            {"head": head, "rows": [*rows, ["chance", *[f"{chance:.0f}"] * (len(head) - 1)]]}
-        )
+        rows = []
+        for source, row in found["rows"].items():
+            told = {name: f"{scores[split]['percent']:.0f}" for name, scores in row.items()}
+            rows.append([source, *(told.get(name, "-") for name in head[1:])])  # no such probe
+        rows.append(["always the commonest class", *[f"{chance:.0f}"] * (len(head) - 1)])
+        made.append({"head": head, "rows": rows})
     return made
 
 
-def summary(seconds: dict[str, float]) -> dict[str, Any]:
-    """What the pages and the terminal say of the run."""
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    text = (
-        f"Recipe {RECIPE}, {RECIPES[RECIPE].steps} steps in two processes on {machine}: "
-        f"{seconds['train']:.0f} s of training, {seconds['probe']:.0f} s of probing, "
-        f"{datetime.now():%Y-%m-%d %H:%M}."
+def learned() -> str:
+    """One sentence: the trained encoder beside a random one."""
+    found = json.loads(PROBE.read_text())
+    split = list(found["chance"])[-1]
+    ours, random = (
+        found["rows"][source]["linear, time kept"][split]["percent"]
+        for source in ("trained encoder", "random encoder")
     )
-    return {"summary": text, "seconds": seconds, "tables": [curve_table(), *probe_tables()]}
+    return (
+        f"A linear probe that keeps time gets {ours:.0f} % of {split} right on its frozen "
+        f"features, and {random:.0f} % on those of a random encoder."
+    )
 
 
-def timed(name: str, work: Callable[[], None], done: bool, before: dict[str, float]) -> float:
-    """Run a part unless it is done; return the seconds that it took, now or then."""
-    if done:
+def summary(seconds: dict[str, float]) -> dict[str, Any]:
+    """What the pages and the terminal say of the run; the same for the same run."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    when = datetime.fromtimestamp(PROBE.stat().st_mtime)
+    text = (
+        f"Recipe {RECIPE}, {RECIPES[RECIPE].steps} steps in two processes on {machine}, "
+        f"{when:%Y-%m-%d}: {seconds['train']:.0f} s of training, {seconds['probe']:.0f} s of "
+        f"probing. {learned()}"
+    )
+    return {"summary": text, "tables": [curve_table(), *probe_tables()]}
+
+
+def timed(name: str, work: Callable[[], None], *, done: bool = False) -> None:
+    """Run a part unless it was done here before, and keep its seconds with the run."""
+    if done and name in seconds():
         print(f"make book: {name}: done before", flush=True)
-        return before.get(name, 0.0)
+        return
     print(f"make book: {name} ...", flush=True)
     start = time.perf_counter()
-    work()
-    spent = time.perf_counter() - start
+    try:
+        work()
+    finally:
+        spent = time.perf_counter() - start
+        kept = seconds()
+        # A training that was stopped goes on, so its times add up; the others begin again.
+        kept[name] = spent + (kept.get(name, 0.0) if name == "train" else 0.0)
+        RUN.mkdir(parents=True, exist_ok=True)
+        SECONDS.write_text(json.dumps(kept) + "\n")
     print(f"make book: {name} took {spent:.0f} s", flush=True)
-    return spent
+
+
+def seconds() -> dict[str, float]:
+    """Part -> seconds, of this run."""
+    return json.loads(SECONDS.read_text()) if SECONDS.exists() else {}
 
 
 def main() -> None:
@@ -151,22 +178,19 @@ def main() -> None:
         aside = RUN.with_name(f"book-{int(RUN.stat().st_mtime)}")
         RUN.rename(aside)
         print(f"make book: the recipe has changed; the earlier run is now in {aside}")
-    seconds = json.loads(RESULT.read_text())["seconds"] if RESULT.exists() else {}
-    # The generator keeps its own stamp, so it may always be asked.
-    seconds["data"] = timed("data", make_data, False, seconds)
-    seconds["train"] = timed("train", train, trained(), seconds)
-    probed = PROBE.exists() and PROBE.stat().st_mtime > ENCODER.stat().st_mtime
-    seconds["probe"] = timed("probe", probe, probed, seconds)
-    result = summary(seconds)
-    if not (probed and RESULT.exists()):  # an unchanged run keeps its date, and its pages
-        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    pages_s = timed("pages", build, False, seconds)
-    print(f"\n{json.loads(RESULT.read_text())['summary']}\n")
+    timed("data", make_data)  # keeps its own stamp, so it may always be asked
+    timed("train", train, done=trained())
+    timed("probe", probe, done=PROBE.exists() and PROBE.stat().st_mtime > ENCODER.stat().st_mtime)
+    result = summary(seconds())
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    timed("pages", build)
     for table in result["tables"]:
+        print()
         for row in [table["head"], *table["rows"]]:
             print(f"  {row[0]:26}" + "".join(f"{cell:>20}" for cell in row[1:]))
-        print()
-    print(f"pages {pages_s:.0f} s, all together {time.perf_counter() - start:.0f} s")
+    print(f"\n{result['summary']}\n")
+    parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds().items())
+    print(f"{parts}; this time, all together, {time.perf_counter() - start:.0f} s")
     print(f"The book: {(ROOT / '_build/html/index.html').as_uri()}  (or: make serve)")
 
 
