@@ -122,17 +122,15 @@ def probe_tables() -> list[dict[str, Any]]:
 
 
 def learned() -> str:
-    """One sentence: the trained encoder beside a random one."""
+    """One sentence: every probe of the last split, trained against random encoder."""
     found = json.loads(PROBE.read_text())
     split = list(found["chance"])[-1]
-    ours, random = (
-        found["rows"][source]["linear, time kept"][split]["percent"]
-        for source in ("trained encoder", "random encoder")
+    ours, fresh = found["rows"]["trained encoder"], found["rows"]["random encoder"]
+    pairs = "; ".join(
+        f"{name} {ours[name][split]['percent']:.0f} against {fresh[name][split]['percent']:.0f}"
+        for name in ours
     )
-    return (
-        f"A linear probe that keeps time gets {ours:.0f} % of {split} right on its frozen "
-        f"features, and {random:.0f} % on those of a random encoder."
-    )
+    return f"Per cent right on {split}, trained against random encoder: {pairs}."
 
 
 def summary(seconds: dict[str, float]) -> dict[str, Any]:
