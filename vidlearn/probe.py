@@ -3,8 +3,8 @@
 Input: a checkpoint and labelled videos. Output: the share of clips that a small classifier gets
 right on the trained encoder, on a random encoder of the same shape with the same input
 normalisation, and on pixels. Without the last two the first says nothing. Traded: features are
-computed once, from one centre view of each clip; published evaluations train on many views.
-Taught in chapter 10. Shapes: B or N clips, T time steps, S places in space, D width, H heads.
+computed once, from one centre view of each clip; published evaluations use many. Chapter 10.
+Shapes: B or N clips, T time steps, S places in space, D width, H heads.
 """
 
 from __future__ import annotations
