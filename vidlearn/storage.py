@@ -32,10 +32,12 @@ LENIENT: Any = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]
 RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "mpeg2video", "ffv1", "prores"}
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
 FLAGS = ("key", "clean", "referenced", "hidden", "discard", "corrupt")
-PACKET = np.dtype([("pts", float), ("bytes", np.int64), *((flag, bool) for flag in FLAGS)])
-# What makes groups closed and exactly `gop` frames long, for each encoder on offer.
+TIMES = [("pts", float), ("dts", float), ("bytes", np.int64)]
+PACKET = np.dtype([*TIMES, *((flag, bool) for flag in FLAGS)])
+# What makes groups closed and exactly `gop` frames long, for each encoder on offer. x264's
+# macroblock tree reads memory that it never wrote: with it, bytes differ from run to run.
 CLOSED = {
-    "libx264": {"sc_threshold": "0"},
+    "libx264": {"sc_threshold": "0", "mbtree": "0"},
     "libx265": {"x265-params": "open-gop=0:scenecut=0:log-level=none"},
     "libsvtav1": {"svtav1-params": "scd=0"},
 }
@@ -124,10 +126,10 @@ def _packets(container: Any, stream: Any) -> np.ndarray:
             if codec == "h264":
                 idr, referenced = _h264_picture(data, head)
                 clean = clean and idr
-            pts = math.nan if packet.pts is None else packet.pts
+            times = (math.nan if t is None else t for t in (packet.pts, packet.dts))
             hidden = codec == "vp8" and not data[0] & 16
             flags = clean, referenced, hidden, packet.is_discard, packet.is_corrupt
-            rows.append((pts, packet.size, packet.is_keyframe, *flags))
+            rows.append((*times, packet.size, packet.is_keyframe, *flags))
     return np.array(rows, PACKET)
 
 
@@ -156,16 +158,18 @@ def _reasons(container: Any, stream: Any, packets: np.ndarray, first: Any) -> tu
         "some pictures are never shown": packets["hidden"].any(),
         "times run backwards": codec in {"vp8", "vp9", "av1"} and (np.diff(pts) < 0).any(),
     }
+    keys = packets[key]
     latest_key = np.maximum.accumulate(np.where(key, pts, -np.inf))
     cautions = {
         "an edit list hides its beginning": packets["discard"].any() or pts.min() < 0,
         "open groups: pictures after a key frame are shown before it": (pts < latest_key).any(),
         "some key frames are no clean starts (not IDR)": (key > packets["clean"]).any(),
+        "key frames lie so close that a seek may miss": (keys["dts"][1:] <= keys["pts"][:-1]).any(),
         "decord does not read AV1": codec == "av1",
         f"readers colour {pixels} in different ways": pixels not in ALIKE,
         "readers colour odd sides in different ways": first.width % 2 or first.height % 2,
         "readers disagree on how to turn it": orientation(first) != (1, 0, 0, 1),
-        "decord reads another of its videos": container.streams.best("video") is not stream,
+        "decord may read another of its videos": len(container.streams.video) > 1,
     }
     doubt = next((reason for reason, true in doubts.items() if true), "")
     return doubt, doubt or next((reason for reason, true in cautions.items() if true), "")
@@ -303,8 +307,8 @@ def encode(
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
         os.replace(part, path)
-    except av.FFmpegError as error:
-        raise VideoError(path, f"it cannot be written ({error.strerror})") from error
+    except (av.FFmpegError, ValueError) as error:  # ValueError: the suffix names no container
+        raise VideoError(path, f"it cannot be written ({error})") from error
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -1,0 +1,223 @@
+"""Never a wrong frame in silence: every backend against sequential decoding, many kinds of file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+import videos
+from conftest import REAL_VIDEOS
+
+from vidlearn import decode
+from vidlearn.decode import backends, frames_at, iter_frames
+from vidlearn.errors import ConfigError, VideoError
+from vidlearn.storage import encode, frame_table
+
+LOADED = [name for name, reason in backends().items() if not reason]
+REAL = sorted(path for path in REAL_VIDEOS.glob("*/*") if path.is_file())
+TIME_LIMIT_S = 120.0
+
+
+class Child:
+    """A process that may hang or die; the file that did it fails, and the next gets a new one."""
+
+    def __init__(self) -> None:
+        self.pool: futures.ProcessPoolExecutor | None = None
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        context = multiprocessing.get_context("spawn")
+        self.pool = self.pool or futures.ProcessPoolExecutor(1, mp_context=context)
+        try:
+            return self.pool.submit(function, *args).result(TIME_LIMIT_S)
+        except (futures.TimeoutError, futures.BrokenExecutor):
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        for process in list(self.pool._processes.values()) if self.pool else []:
+            process.kill()
+        if self.pool:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool = None
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.stop()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name -> the file, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    makers = videos.TRUSTED | videos.AWKWARD | videos.BROKEN
+
+    def make(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else makers[name](path)
+
+    return make
+
+
+@pytest.mark.parametrize("name", [*videos.TRUSTED, *videos.AWKWARD])
+def test_every_backend_is_right(name: str, made: Callable[[str], Path], child: Child) -> None:
+    report = child(videos.hold, str(made(name)))
+    assert report["wrong"] == [] and report["error"] == "" and report["n"] > 0, report
+
+
+@pytest.mark.parametrize("name", videos.BROKEN)
+def test_broken_is_an_error_or_right(name: str, made: Callable[[str], Path], child: Child) -> None:
+    report = child(videos.hold, str(made(name)))
+    assert report["wrong"] == []
+    assert report["error"] == "" or str(made(name)) in report["error"]
+    assert report["n"] > 0 or report["error"]
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_real_clips(path: Path, child: Child) -> None:
+    report = child(videos.hold, str(path))
+    assert report["wrong"] == []
+    if path.parent.name == "ok":
+        assert report["error"] == "" and report["n"] > 0
+    else:
+        assert report["error"] == "" or str(path) in report["error"]
+
+
+def test_there_are_real_clips(real_videos: Path) -> None:
+    assert {path.parent.name for path in REAL} >= {"ok"}
+
+
+UPRIGHT = [
+    n for n in [*videos.TRUSTED, *videos.AWKWARD] if not n.startswith(("turn", "mir", "tran"))
+]
+
+
+@pytest.mark.parametrize("name", UPRIGHT)
+def test_frames_carry_the_index_that_was_written(name: str, made: Callable[[str], Path]) -> None:
+    """The reference itself is held to the truth, and decord to it where it may read."""
+    path = made(name)
+    table = frame_table(path)
+    read = [videos.read_index(frame) for frame in iter_frames(path)]
+    shown = videos.SHOWN.get(name, range(table.n_frames))
+    if name == "no-first-key.mkv":  # begins at the first frame that can be decoded
+        shown = range(48 - table.n_frames, 48)
+    assert read == list(shown)
+    assert table.seekable == (name in videos.TRUSTED) == (table.why == "")
+
+
+@pytest.mark.parametrize("name", videos.TRUSTED)
+@pytest.mark.parametrize("backend", [name for name in LOADED if name != "pyav"])
+def test_trusted_files_are_read_by_the_backend_itself(
+    name: str, backend: str, made: Callable[[str], Path]
+) -> None:
+    table = frame_table(made(name))
+    clip = getattr(decode, f"_{backend}")(table, np.arange(table.n_frames))
+    assert clip is not None
+    assert [videos.read_index(frame) for frame in clip.numpy()] == list(range(table.n_frames))
+
+
+def test_turned_and_mirrored_frames_are_shown_upright(made: Callable[[str], Path]) -> None:
+    plain = np.stack(list(iter_frames(made("plain.mp4"))))
+    expected = {
+        "turned-90.mp4": np.rot90(plain, -1, (1, 2)),
+        "turned-180.mp4": np.rot90(plain, 2, (1, 2)),
+        "turned-270.mov": np.rot90(plain, 1, (1, 2)),
+        "mirrored.mp4": plain[:, :, ::-1],
+        "transposed.mp4": plain.transpose(0, 2, 1, 3),
+    }
+    for name, frames in expected.items():
+        assert np.array_equal(np.stack(list(iter_frames(made(name)))), frames), name
+        table = frame_table(made(name))
+        assert (table.height, table.width) == frames.shape[1:3]
+    turns = [
+        frame_table(made(f"turned-{d}")).rotation_deg for d in ("90.mp4", "180.mp4", "270.mov")
+    ]
+    assert turns == [90, 180, 270]
+
+
+@pytest.mark.parametrize("backend", LOADED)
+def test_a_damaged_picture_is_named_and_spoils_only_its_group(backend: str, tmp_path: Path) -> None:
+    frames = [videos.picture(i) for i in range(48)]
+    path = encode(tmp_path / "a.mp4", frames, 25, gop=12, crf=18)
+    truth = np.stack(list(iter_frames(path)))
+    table = frame_table(path)
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    key = packets[int(table.decode_order[24])]
+    data = bytearray(path.read_bytes())
+    middle = key.pos + key.size // 2
+    data[middle : middle + 40] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"frame \d+ is damaged"):
+        frames_at(path, [30], backend=backend)
+    for index in (0, 5, 23, 36, 47):
+        assert np.array_equal(frames_at(path, [index], backend=backend)[0], truth[index])
+    with pytest.raises(VideoError, match="damaged"):
+        list(iter_frames(path))
+
+
+def test_seconds_take_the_nearest_frame(made: Callable[[str], Path]) -> None:
+    path = made("uneven-times.mp4")
+    times_s = np.array(videos.UNEVEN) / 25
+    wanted = [0.0, times_s[7] + 0.001, times_s[8] - 0.001, times_s[-1]]
+    clip = frames_at(path, seconds=wanted)
+    assert [videos.read_index(frame) for frame in clip.numpy()] == [0, 7, 8, 47]
+    assert [videos.read_index(f) for f in frames_at(made("stream.ts"), seconds=[1.0]).numpy()] == [
+        25
+    ]
+    for second in (-0.1, 1e6, float("nan")):
+        with pytest.raises(VideoError, match="there is no second"):
+            frames_at(path, seconds=[second])
+
+
+@pytest.mark.parametrize("size", [24, 80, (20, 30), None])
+def test_one_resizer_for_all(
+    size: int | tuple[int, int] | None, made: Callable[[str], Path]
+) -> None:
+    path = made("plain.mp4")
+    shape = {24: (24, 32), 80: (80, 107), None: (48, 64)}.get(size, size)  # type: ignore[arg-type]
+    expected = torch.stack([torch.from_numpy(f) for f in iter_frames(path, size=size)])
+    for backend in LOADED:
+        clip = frames_at(path, range(48), size=size, backend=backend)
+        assert clip.shape == (48, *shape, 3) and clip.dtype == torch.uint8
+        assert torch.equal(clip, expected)
+
+
+def test_what_cannot_be_asked(made: Callable[[str], Path]) -> None:
+    path = made("plain.mp4")
+    for index in (-1, 48, 10**9):
+        with pytest.raises(VideoError, match=rf"no frame {index}: it has 48 frames"):
+            frames_at(path, [index])
+    for words in ({"indices": [0.5]}, {"indices": []}, {}, {"indices": [0], "seconds": [0.0]}):
+        with pytest.raises(ConfigError, match="give frames_at"):
+            frames_at(path, **words)
+    with pytest.raises(ConfigError, match="no backend 'opencv'"):
+        frames_at(path, [0], backend="opencv")
+    for name, reason in backends().items():
+        if reason:
+            with pytest.raises(ConfigError, match="does not load"):
+                frames_at(path, [0], backend=name)
+    assert torch.equal(frames_at(path, [3], backend="auto"), frames_at(path, [3], backend="pyav"))
+
+
+def _child_reads(path: str) -> int:
+    return videos.read_index(frames_at(path, [30], backend="decord")[0].numpy())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe to rely on only on Linux")
+@pytest.mark.skipif("decord" not in LOADED, reason="decord does not load here")
+def test_reading_before_a_fork_does_no_harm(made: Callable[[str], Path]) -> None:
+    path = str(made("plain.mp4"))
+    assert _child_reads(path) == 30
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_child_reads, (path,)).get(TIME_LIMIT_S) == 30
