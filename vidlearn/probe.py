@@ -248,8 +248,7 @@ def splits(data: Manifest, seed: int = 0) -> tuple[dict[str, Manifest], str]:
     if "train" in names and names & {"val", "test"}:
         return {s: data.split(s) for s in ("train", "val", "test") if s in names}, "the data's own"
     rng, source = np.random.default_rng(seed), [row.source_id or row.path for row in data.rows]
-    seen: set[str] = set()
-    test: set[str] = set()
+    seen, test = set[str](), set[str]()
     for label in data.classes:
         group = {s for s, row in zip(source, data.rows) if row.label == label} - seen
         seen |= group
