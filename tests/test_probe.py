@@ -112,7 +112,7 @@ def test_linear_learns_repeats_and_leaves_the_global_seed_alone(monkeypatch):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(300, 20))).float()
     y = (x[:, 3] > 0).long()
-    x[:, 3] *= 1000  # a feature's unit must not matter
+    x[:, 3] /= 1000  # a feature's unit must not matter
     torch.manual_seed(1)
     before = torch.get_rng_state()
     guesses = [probe.linear((x[:200], y[:200]), x[200:]) for _ in range(2)]
