@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from videos import cut, read_index, write
 
-from tests.videos import cut, read_index, write
 from vidlearn.batch import (
     ClipDataset,
     Quarantine,
@@ -313,8 +313,8 @@ class Collecting(ClipDataset):
 FORK = """
 import sys, av, gc
 from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.test_batch import *
+sys.path.insert(0, {here!r})
+from test_batch import *
 gc.disable()
 path = sys.argv[1]
 with av.open(path) as container:
@@ -334,7 +334,7 @@ assert gc.isenabled()
 @LINUX
 def test_workers_do_not_wait_for_threads_that_a_fork_left_behind(videos):
     """PyAV frames in garbage own threads; a forked worker that collects one hangs for ever."""
-    code = FORK.format(root=str(Path(__file__).parent.parent))
+    code = FORK.format(here=str(Path(__file__).parent))
     process = subprocess.Popen([sys.executable, "-c", code, str(videos[0])], start_new_session=True)
     try:
         assert process.wait(timeout=45) == 0
@@ -345,8 +345,8 @@ def test_workers_do_not_wait_for_threads_that_a_fork_left_behind(videos):
 
 STUBBORN = """
 import sys, signal, time
-sys.path.insert(0, {root!r})
-from tests.test_batch import *
+sys.path.insert(0, {here!r})
+from test_batch import *
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda n, frame: None)
@@ -364,7 +364,7 @@ if __name__ == "__main__":
 
 def test_signals_to_the_whole_job_leave_the_workers_at_work(videos):
     """Some clusters signal every process of a job; what to do is the trainer's business."""
-    code = STUBBORN.format(root=str(Path(__file__).parent.parent))
+    code = STUBBORN.format(here=str(Path(__file__).parent))
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(videos[0])],
         stdin=subprocess.PIPE,
