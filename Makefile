@@ -3,7 +3,8 @@ SHELL := /bin/bash
 python := .venv/bin/python
 
 # The strict notebook check belongs to the same pytest run, so that one summary line tells all.
-nbval := --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300
+nbval := -p tests.nbval_plugin --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+  --nbval-cell-timeout 300
 # A file (or notebook) stays on one worker: its cells share a kernel, its tests their fixtures.
 pytest := $(python) -m pytest -n 2 --dist loadfile
 

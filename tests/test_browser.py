@@ -19,7 +19,7 @@ from typing import Any
 import make_book
 import pytest
 import yaml
-from conftest import ROOT
+from notebooks import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 VIEWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]

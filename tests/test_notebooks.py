@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import notebooks
 import pytest
-from conftest import ROOT
+from notebooks import ROOT
 
 CHAPTERS = (
     *("01_training_step", "02_feeding_the_gpu", "03_many_gpus", "04_video_files", "05_datasets"),

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import notebooks
 import pytest
-from conftest import ROOT
 from nbformat import NotebookNode
+from notebooks import ROOT
 
 SANITIZE = ROOT / "tests" / "nbval_sanitize.cfg"
 RULES = re.findall(r"^regex: (.*)$\n^replace: (.*)$", SANITIZE.read_text("utf-8"), re.MULTILINE)
@@ -72,9 +72,15 @@ def strict(path: Path) -> dict[int, bool]:
     """Code cell number (from 0) -> whether nbval passed it."""
     report = path.parents[1] / "report.xml"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=no", "-q"]
-    command += ["--nbval", f"--nbval-sanitize-with={SANITIZE}", "--nbval-cell-timeout=300"]
+    command += [
+        "-p",
+        "tests.nbval_plugin",
+        "--nbval",
+        f"--nbval-sanitize-with={SANITIZE}",
+        "--nbval-cell-timeout=300",
+    ]
     command += [f"--rootdir={path.parent}", f"--junitxml={report}", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=path.parent, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert report.exists(), done.stdout + done.stderr
     return {
         int(case.attrib["name"].removeprefix("Cell ")): not list(case)

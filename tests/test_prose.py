@@ -13,8 +13,8 @@ from pathlib import Path
 
 import notebooks
 import pytest
-from conftest import ROOT
 from nbformat import NotebookNode
+from notebooks import ROOT
 
 BOOK = ROOT / "book"
 PARTS = (

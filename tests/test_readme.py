@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from notebooks import ROOT
 
 OPENED = ("book", "vidlearn", "tools", "slurm")
 README = (ROOT / "README.md").read_text("utf-8")

@@ -25,10 +25,11 @@ CLIP = np.arange(6 * 32 * 48 * 3, dtype=np.uint32).reshape(6, 32, 48, 3).astype(
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> FrameTable:
-    """The table of a real file, with round sizes and types in place of the encoder's choice."""
+    """The table of a real file, with sizes, types and keys that the test knows."""
     path = videos.write(tmp_path_factory.mktemp("video") / "clip.mp4", 6)
     sizes = np.array([900, 50, 40, 300, 60, 40])
-    return replace(frame_table(path), bytes=sizes, types=tuple("IBBPBB"))
+    keys = np.arange(6) == 0
+    return replace(frame_table(path), bytes=sizes, is_key=keys, types=tuple("IBBPBB"))
 
 
 def pixels(picture: show.Picture) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import notebooks
 import pytest
-from conftest import ROOT
+from notebooks import ROOT
 
 PACKAGE = ROOT / "vidlearn"
 # A module may import only from those before it.
