@@ -187,10 +187,10 @@ def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
             stream.codec_context.flags |= 128  # COPY_OPAQUE: packets hand their number on
             for packet in container.demux(stream):
                 if packet.size:
-                    packet.opaque = next(numbers)
+                    packet.opaque = [next(numbers)]  # a list: PyAV before 19 mixes up equal ints
                 for frame in packet.decode():
                     first = first or frame
-                    shown.append((frame.opaque, "?IPBSIPB"[int(frame.pict_type)]))
+                    shown.append((frame.opaque[0], "?IPBSIPB"[int(frame.pict_type)]))
                 if shown and not everything:
                     break
             if not shown:
