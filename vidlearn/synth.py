@@ -14,6 +14,7 @@ The nuisances of the splits (`val` has other clips than `train`, from the same r
                 frame; 0.8 to 1.05 of the usual change; the camera slides 2 to 8 % of the frame
     test        flowers; rings, spokes; hues near yellow, cyan, magenta; radius 15.5 to 18 %;
                 1.1 to 1.3 of the usual change; the camera slides 8.5 to 13 %
+
 Places, directions and backgrounds are drawn alike for all: noise of any grain, new for each clip.
 """
 
