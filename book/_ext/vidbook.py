@@ -128,6 +128,24 @@ def table(head: tuple[str, ...] | list[str], rows: list) -> nodes.table:
     return made
 
 
+def keep_columns(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Indented lines of a module docstring are columns made with spaces: keep them."""
+    if what != "module":
+        return
+    kept: list[str] = []
+    for line in lines:
+        before = kept[-1] if kept else ""
+        if line.startswith("    ") and before and not before.startswith("    "):
+            kept[-1] = re.sub(r":$", "", before) + "::"
+            kept.append("")
+        elif line and not line.startswith("    ") and before.startswith("    "):
+            kept.append("")
+        kept.append(line)
+    lines[:] = kept
+
+
 def finish_html(app: Sphinx, exception: Exception | None) -> None:
     """Make the pages work offline and from a file:// address.
 
@@ -154,5 +172,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("this-run", ThisRun)
     # Jupyter Book sets this for sphinx_comments, which the book leaves out.
     app.add_config_value("comments_config", {}, "")
+    app.connect("autodoc-process-docstring", keep_columns)
     app.connect("build-finished", finish_html)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
