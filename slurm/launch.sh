@@ -19,9 +19,7 @@ case $LAUNCH in
   srun) ;;
   torchrun)
     host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    launch+=(--ntasks="$SLURM_NNODES" --ntasks-per-node=1
-      --cpus-per-task=$((SLURM_CPUS_PER_TASK * SLURM_NTASKS_PER_NODE))
-      torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_NTASKS_PER_NODE"
+    launch+=(torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE"
       --max-restarts=0 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-$restart"
       --rdzv-endpoint="$host:$((10000 + SLURM_JOB_ID % 20000))" --no-python)
     ;;
@@ -51,6 +49,9 @@ train() {
   status=$?
   if [ ! -e "$VIDLEARN_STOPPED_FILE" ]; then
     say "ended with status $status"
+    exit "$status"
+  elif [[ $(scontrol show job "$SLURM_JOB_ID") != *JobState=RUNNING* ]]; then
+    say "stopped and saved; cancelled, so not back into the queue" # scancel is a TERM as well
     exit "$status"
   elif [ "$restart" -ge "$MAX_RESTARTS" ]; then
     say "stopped and saved, but it was restarted $restart times (MAX_RESTARTS)"

@@ -30,12 +30,16 @@ case $name in
   check | one_node) gpus=$GPUS_PER_NODE ;;
   many_nodes) gpus=$GPUS_PER_NODE nodes=$NODES ;;
 esac
+tasks=$gpus
+if [ "$LAUNCH" = torchrun ]; then
+  tasks=1
+fi
 mkdir -p logs # without the folder of --output a job fails and leaves no word
 if [ "$name" = notebook ]; then
   umask 077 # the log holds the password
 fi
 exec sbatch --partition="$PARTITION" ${ACCOUNT:+"--account=$ACCOUNT"} \
-  --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" \
-  --cpus-per-task="$CPUS_PER_GPU" --mem-per-cpu="$MEM_PER_CPU" \
+  --nodes="$nodes" --ntasks-per-node="$tasks" --gpus-per-node="$gpus" \
+  --cpus-per-task=$((CPUS_PER_GPU * gpus / tasks)) --mem-per-cpu="$MEM_PER_CPU" \
   ${SBATCH_OPTIONS[@]+"${SBATCH_OPTIONS[@]}"} ${options[@]+"${options[@]}"} \
   "slurm/$name.sbatch" "$@"

@@ -61,6 +61,7 @@ def sbatch(words):
         "SLURM_NTASKS_PER_NODE": str(per_node),
         "SLURM_TASKS_PER_NODE": f"{per_node}(x{nodes})" if nodes > 1 else str(per_node),
         "SLURM_CPUS_PER_TASK": chosen["cpus-per-task"],
+        "SLURM_GPUS_ON_NODE": chosen["gpus-per-node"],
         "SLURM_JOB_NODELIST": ",".join(NODES[:nodes]),
         "SLURM_PROCID": "0",
     }
@@ -86,7 +87,7 @@ def srun(words):
     """One process a task; with --kill-on-bad-exit the first failure ends the others."""
     at = next(i for i, word in enumerate(words) if not word.startswith("--"))
     chosen, command = options(words[:at]), words[at:]
-    known = {"kill-on-bad-exit", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task"}
+    known = {"kill-on-bad-exit", "nodes", "ntasks", "ntasks-per-node"}
     assert set(chosen) <= known, f"stand-in: srun options {set(chosen) - known}"
     assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
     nodes = int(chosen.get("nodes", os.environ["SLURM_NNODES"]))
@@ -118,7 +119,10 @@ def srun(words):
 
 
 def scontrol(words):
-    if words[:2] == ["show", "hostnames"]:
+    if words[:2] == ["show", "job"]:
+        cancelled = (Path(os.environ["STANDIN"]) / "cancelled").exists()
+        print("   JobState=" + ("CANCELLED" if cancelled else "RUNNING"), "Reason=None")
+    elif words[:2] == ["show", "hostnames"]:
         print("\n".join(words[2].split(",")))
     elif words[0] == "requeue":
         assert words[1] == os.environ["SLURM_JOB_ID"]

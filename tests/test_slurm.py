@@ -193,6 +193,9 @@ def test_one_file_is_edited_and_reaches_sbatch(cluster):
     cluster.change(ACCOUNT="")
     text = cluster.run("one_gpu")
     assert "--account" not in text and "--gpus-per-node=1" in text
+    cluster.change(marked=False, LAUNCH="torchrun")  # one agent a node, with the cores of all
+    text = cluster.run("one_node")
+    assert all(f"{x}\n" in text for x in ("node=1", "gpus-per-node=2", "cpus-per-task=16"))
 
 
 def test_an_unknown_job_lists_those_that_there_are(cluster):
@@ -248,15 +251,24 @@ def test_a_saved_stop_is_requeued_whatever_the_status(cluster, number, status):
     """torchrun leaves a clean stop with status 1; only the file tells it from a crash."""
     cluster.program("vidlearn", f'[ "$SLURM_RESTART_COUNT" = 1 ] && exit; {STOPS}; exit {status}')
     process = cluster.start("one_gpu")
-    wait_for(
-        lambda: list((cluster.folder / "logs").glob("*")) and (cluster.home / "batch.pid").exists()
-    )
     log = cluster.folder / "logs" / f"one_gpu-{cluster.job}.out"
-    wait_for(lambda: "start 0 of gpu" in log.read_text())
+    wait_for(lambda: log.exists() and "start 0 of gpu" in log.read_text())
     cluster.batch_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 0 and cluster.restarts == 1, log.read_text()
     assert "start 0 of gpu" in log.read_text() and "start 1 of gpu" in log.read_text()
+
+
+def test_a_cancelled_job_does_not_come_back(cluster):
+    """`scancel` ends a job with the signal of a preemption; a requeue would wake it again."""
+    cluster.program("vidlearn", STOPS)
+    (cluster.home / "cancelled").touch()
+    process = cluster.start("one_gpu")
+    log = cluster.folder / "logs" / f"one_gpu-{cluster.job}.out"
+    wait_for(lambda: log.exists() and "start 0 of gpu" in log.read_text())
+    cluster.batch_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert cluster.restarts == 0 and "cancelled, so not back into the queue" in log.read_text()
 
 
 def test_restarts_have_an_end(cluster):
