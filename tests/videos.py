@@ -47,6 +47,7 @@ def write(
     gop: int = 12,
     b_frames: int = 2,
     pts: Iterable[int] | None = None,
+    keys: Sequence[int] = (),
     options: dict[str, str] | None = None,
     movflags: str = "",
     colour: tuple[int, int] | None = None,
@@ -72,6 +73,8 @@ def write(
         for tick, image in zip(pts or range(len(pictures)), pictures):
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=fmt)
             frame.pts, frame.time_base = tick, Fraction(1, 25)
+            if any(image is pictures[key] for key in keys):
+                frame.pict_type = 1  # an I picture; with forced-idr a key frame
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
@@ -178,7 +181,7 @@ TRUSTED: dict[str, Maker] = {
 }
 AWKWARD: dict[str, Maker] = {
     "close-keys.mp4": lambda p: write(
-        p, movflags="frag_keyframe+empty_moov", options={"sc_threshold": "40"}
+        p, movflags="frag_keyframe+empty_moov", keys=(1, 15, 16), options={"forced-idr": "1"}
     ),
     "h264.avi": write,
     "mpeg4-b.avi": lambda p: write(p, codec="mpeg4"),
