@@ -97,7 +97,7 @@ def test_a_slow_part_is_found(data, part, monkeypatch):
 def test_load_rate_is_what_a_loop_gets(data):
     numbers = measure.load_rate(TINY, data, batches=5)
     assert numbers["clips_per_s"] == pytest.approx(4e3 / numbers["batch_ms"])
-    assert (numbers["workers"], numbers["batch"]) == (0, 4) and numbers["spread_ms"] >= 0
+    assert (numbers["workers"], numbers["batch"]) == (0, 4)
 
 
 def found():

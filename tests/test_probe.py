@@ -183,6 +183,17 @@ def test_splits_are_the_datas_own_or_keep_sources_together(root):
     assert probe.splits(data, seed=3) == (made, how) and probe.splits(data, seed=4)[0] != made
 
 
+def test_splits_without_labels_are_left_out_and_no_labels_at_all_is_an_error(root):
+    data = folder_manifest(root)
+    rows = tuple(
+        dataclasses.replace(r, label="" if r.split == "test" else r.label) for r in data.rows
+    )
+    assert list(probe.splits(dataclasses.replace(data, rows=rows))[0]) == ["train", "val"]
+    rows = tuple(dataclasses.replace(r, label="") for r in data.rows)
+    with pytest.raises(ConfigError, match=r"no labels\. A probe needs class folders"):
+        probe.splits(Manifest(rows, (), "here"))
+
+
 def test_frozen_encoder_from_a_run_a_checkpoint_and_an_export(run):
     step = next((run / "checkpoints").glob("*.pt"))
     states = [

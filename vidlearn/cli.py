@@ -99,24 +99,13 @@ def probe(
 def data_synth(
     folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
 ) -> int:
-    """Make the built-in videos, whose truth is known.
-
-    Args:
-        folder: where to; a complete set there is left alone.
-        train: videos of the split train; likewise val and test.
-        seed: of all that differs between them.
-    """
+    """Make the built-in videos, so many of each split; a set that is complete is left alone."""
     print(_make(folder, train=train, val=val, test=test, seed=seed))
     return 0
 
 
 def data_manifest(root: Positional[Path], out: Path | None = None) -> int:
-    """Write the manifest of a folder of videos.
-
-    Args:
-        root: holds <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4.
-        out: the manifest; default: ROOT/manifest.csv.
-    """
+    """Write the manifest of <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4, by default beside it."""
     from vidlearn.datasets import folder_manifest, write_manifest
 
     manifest = folder_manifest(root)
@@ -126,12 +115,7 @@ def data_manifest(root: Positional[Path], out: Path | None = None) -> int:
 
 
 def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
-    """Decode a frame of every video, and list those that cannot be read.
-
-    Args:
-        data: folder of videos, or manifest.
-        out: the list, a JSON object a line; it is written anew.
-    """
+    """Decode a frame of every video of a folder or manifest; OUT names those that fail."""
     from vidlearn.batch import ClipDataset, Quarantine, eval_loader
     from vidlearn.datasets import Manifest, Row, open_data
     from vidlearn.sample import ClipSpec

@@ -146,9 +146,8 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
     loader = _batches(config, data, torch.device("cpu"))
     # What the workers read ahead while they started is not counted.
     timing = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers)
-    batch_ms, spread_ms = timing.median_s * 1e3, timing.spread_s * 1e3
-    rate = {"clips_per_s": config.batch / timing.median_s, "batch_ms": batch_ms}
-    return {"workers": config.workers, "batch": config.batch, **rate, "spread_ms": spread_ms}
+    rate = {"clips_per_s": config.batch / timing.median_s, "batch_ms": timing.median_s * 1e3}
+    return {"workers": config.workers, "batch": config.batch, **rate}
 
 
 def _clip_cost(config: Config, data: Manifest) -> dict[str, float]:
