@@ -138,8 +138,7 @@ def keep_columns(
     for line in lines:
         before = kept[-1] if kept else ""
         if line.startswith("    ") and before and not before.startswith("    "):
-            kept[-1] = re.sub(r":$", "", before) + "::"
-            kept.append("")
+            kept += ["", ".. code-block:: none", ""]
         elif line and not line.startswith("    ") and before.startswith("    "):
             kept.append("")
         kept.append(line)
