@@ -23,9 +23,8 @@ book: setup ## train a small V-JEPA in two processes, probe it, build the book a
 test: setup ## all tests: package, notebooks (strict), planted errors, prose, pages in a browser
 	@OMP_NUM_THREADS=1 $(pytest) $(nbval) tests book/*.ipynb
 
-gpu: setup ## the tests that need a CUDA device, on this machine
-	@$(python) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu: no CUDA device here; vidlearn doctor says what was found')"
-	@VIDLEARN_REQUIRE_CUDA=1 $(python) -m pytest -m gpu tests
+gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/assets/gpu/record.json
+	@$(python) tools/gpu_record.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab book

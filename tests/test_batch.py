@@ -203,8 +203,6 @@ def test_an_epoch_holds_each_sample_once_and_shuffles_anew():
     assert sampler.order(0).tolist() != ShardedSampler(11, 4, seed=2).order(0).tolist()
     seen = {i for step in first(sampler, 40) for _, i in step}
     assert seen == set(range(11))
-    plain = ShardedSampler(5, 2, shuffle=False)
-    assert first(plain, 3) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(1, 0), (1, 1)]]
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
@@ -274,10 +272,10 @@ def test_read_ahead_has_a_bound(manifest):
 
     drawn = []
     dataset = ClipDataset(manifest, SPEC, SMALL)
-    iterator = iter(make_loader(dataset, Counting(10, 2), workers=2, prefetch=3))
+    iterator = iter(make_loader(dataset, Counting(10, 2), workers=2))
     next(iterator)
     time.sleep(0.5)
-    assert len(drawn) == 2 * 3 + 1
+    assert len(drawn) == 2 * 2 + 1
 
 
 class Seeds(ClipDataset):

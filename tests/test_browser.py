@@ -26,9 +26,10 @@ VIEWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 def pages() -> list[str]:
-    """Every page of the table of contents, without suffix."""
+    """Every page of the table of contents and those that Sphinx adds, without suffix."""
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))
-    return [toc["root"]] + [c["file"] for part in toc["parts"] for c in part["chapters"]]
+    told = [c["file"] for part in toc["parts"] for c in part["chapters"]]
+    return [toc["root"], *told, "genindex", "py-modindex", "search"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,6 @@ def open_pages(browser: Any, width: int, mode: str) -> tuple[Any, list[str]]:
     """A tab of this width and colour scheme, and the list in which its complaints arrive."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
     tab, complaints = context.new_page(), []
-    tab.add_init_script(f"localStorage.setItem('mode', '{mode}')")
     tab.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url[:200]}"))

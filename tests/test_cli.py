@@ -89,13 +89,23 @@ def test_flags_are_frozen():
 
 def test_usage_names_every_command_and_recipe():
     assert all(f"\n  {name} " in USAGE for name in COMMANDS)
+    assert "\n  probe CHECKPOINT DATA probe a frozen encoder, " in USAGE
     assert USAGE.endswith("recipes: " + ", ".join(RECIPES))
+    assert max(map(len, USAGE.splitlines())) < 100
+
+
+def test_help_tells_the_command_and_the_recipe(capsys):
+    status, out, err = inside(capsys, "bench", "load", "gpu", "--help")
+    assert (status, err) == (0, "") and "--batch INT" in out
+    assert "time the loader alone" in out and "gpu: A ViT-S on clips" in out
+    assert "Probe a frozen encoder, " in inside(capsys, "probe", "--help")[1]
 
 
 def test_help_and_version_do_not_wait_for_torch():
     code = (
-        "import sys; from vidlearn.cli import main; main(['--help']); main(['--version']);"
-        "sys.exit(bool({'torch', 'numpy', 'matplotlib', 'decord'} & set(sys.modules)))"
+        "import sys; from vidlearn.cli import main; main(['--version'])\n"
+        "try: main(['--help'])\n"
+        "finally: sys.exit(bool({'torch', 'numpy', 'matplotlib', 'decord'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and re.search(r"^vidlearn \d+\.\d+", done.stdout, re.M)
@@ -127,6 +137,7 @@ def bad(videos, tmp_path):
         ("probe {tmp}/half.pt {videos}", "{tmp}/half.pt: "),
         ("probe {tmp}/nowhere.pt {videos}", "{tmp}/nowhere.pt: "),
         ("bench step nope", "no recipe 'nope'; known recipes: laptop, "),
+        ("train", "no recipe ''; known recipes: laptop, "),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(bad, capsys, words, message):
@@ -154,13 +165,22 @@ def test_more_processes_than_gpus_is_an_error(videos, tmp_path):
 def test_other_ranks_are_silent_but_for_errors():
     env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     assert run("train", "laptop", "--help", env=env) == (0, "", "")
+    assert run("train", "laptop", "--step", env=env) == (2, "", "")  # rank 0 tells
     status, out, err = run("train", "lapto", env=env)
     assert (status, out) == (2, "") and err.startswith("vidlearn, rank 1: no recipe 'lapto'")
 
 
-def test_an_unknown_flag_names_its_neighbour(capsys):
-    status, _, err = inside(capsys, "train", "laptop", "--step", "3")
-    assert status == 2 and "--steps INT" in err
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train laptop --step 3", "--steps INT"),
+        ("bench load laptop --steps x", "invalid literal for int() with base 10: 'x'"),
+        ("probe {tmp}/other.pt", "--help"),
+    ],
+)
+def test_a_wrong_option_is_told_by_the_parser(capsys, words, told):
+    status, _, err = inside(capsys, *words.split())
+    assert status == 2 and told in err
 
 
 def test_check_lists_the_unreadable_and_only_them(videos, tmp_path, capsys):

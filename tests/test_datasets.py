@@ -6,6 +6,7 @@ import datetime
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ import pytest
 from vidlearn.datasets import (
     COLUMN_NOTES,
     SPECS,
+    Manifest,
     Row,
     folder_manifest,
     open_data,
+    plan,
     read_manifest,
     table,
     write_manifest,
 )
-from vidlearn.errors import VidlearnError
+from vidlearn.errors import ConfigError, VidlearnError
 
 ODD = [
     "a b.mp4",
@@ -220,12 +223,11 @@ def test_what_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
             VidlearnError, match=f"^{re.escape(str(missing))}: [Nn]o such file|folder"
         ):
             read(missing)
-    video = lay_out(tmp_path, "x.mp4") / "x.mp4"
-    video.write_bytes(b"\0\0\0\x18ftypmp42\xff\xfe")
-    with pytest.raises(
-        VidlearnError, match=r"x\.mp4: byte 12 is not UTF-8 text.*CSV with the header"
-    ):
-        open_data(video)
+    with pytest.raises(VidlearnError, match=r"x\.mp4: is a single video. Give its folder"):
+        open_data(lay_out(tmp_path, "x.mp4") / "x.mp4")
+    (tmp_path / "list").write_bytes(b"\0\0\0\x18ftypmp42\xff\xfe")
+    with pytest.raises(VidlearnError, match=r"byte 12 is not UTF-8 text.*CSV with the header"):
+        open_data(tmp_path / "list")
     with pytest.raises(VidlearnError, match="directory"):
         read_manifest(tmp_path)
     broken = os.fsdecode(b"caf\xe9.mp4")
@@ -265,3 +267,42 @@ def test_our_numbers_agree_with_each_other_and_the_slide_does_not() -> None:
         if all(said):
             slide_h = number(said[0]) * number(said[1]) / 3600
             assert slide_h != pytest.approx(number(said[2]), rel=0.04), spec.key
+
+
+def labelled(root: Path) -> Manifest:
+    places = [f"{split}/{label}" for split in ("train", "val", "test") for label in "ab"]
+    return folder_manifest(lay_out(root, *(f"{place}/{i}.mp4" for place in places for i in "01")))
+
+
+def test_splits_are_the_datas_own_or_keep_sources_together(tmp_path: Path) -> None:
+    own, how = labelled(tmp_path).splits()
+    assert list(own) == ["train", "val", "test"] and how == "the data's own"
+    assert {s: {row.split for row in part.rows} for s, part in own.items()} == {s: {s} for s in own}
+    rows = tuple(Row(f"{i}.mp4", "ab"[i % 2], source_id=f"s{i // 4}") for i in range(80))
+    data = Manifest(rows, ("a", "b"), "rows")
+    made, how = data.splits(seed=3)
+    assert "7 to 3" in how and "seed 3" in how
+    ids = {name: {row.source_id for row in part.rows} for name, part in made.items()}
+    assert not ids["train"] & ids["test"] and len(made["train"]) + len(made["test"]) == 80
+    assert {row.label for row in made["test"].rows} == {"a", "b"} and len(made["test"]) == 24
+    assert data.splits(seed=3) == (made, how) and data.splits(seed=4)[0] != made
+
+
+def test_splits_without_labels_are_left_out_and_no_labels_at_all_is_an_error(
+    tmp_path: Path,
+) -> None:
+    data = labelled(tmp_path)
+    rows = tuple(replace(r, label="" if r.split == "test" else r.label) for r in data.rows)
+    assert list(replace(data, rows=rows).splits()[0]) == ["train", "val"]
+    rows = tuple(replace(r, label="") for r in data.rows)
+    with pytest.raises(ConfigError, match=r"here: no labels\. A probe needs class folders"):
+        Manifest(rows, (), "here").splits()
+
+
+def test_plan_agrees_with_counting() -> None:
+    cost = plan(1.0, 30, 340, 256, bits_per_pixel=0.315)
+    assert cost["raw_bytes"] == 3600 * 30 * 340 * 256 * 3
+    assert cost["stored_bytes"] == pytest.approx(cost["raw_bytes"] * 0.315 / 24)
+    # 340x256 at 0.315 bits a pixel was measured at 128.6 million pixels a second.
+    measured_hours = 3600 * 30 * 340 * 256 / 128.6e6 / 3600
+    assert cost["decode_core_hours"] == pytest.approx(measured_hours, rel=0.4)

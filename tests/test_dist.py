@@ -55,7 +55,7 @@ def bare_environment(monkeypatch):
 def place(monkeypatch, env):
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return dist._place()
+    return dist.find_place()
 
 
 def free_port():

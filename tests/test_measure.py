@@ -1,25 +1,27 @@
 """Timings count what they say, the parts of a step are told apart, doctor finds what is wrong."""
 
 import dataclasses
+import json
 import os
 import time
 
+import gpu_record
 import pytest
 import torch
 
 from vidlearn import measure
-from vidlearn.datasets import folder_manifest
+from vidlearn.datasets import folder_manifest, write_manifest
 from vidlearn.dist import init_distributed
 from vidlearn.recipes import recipe
 from vidlearn.storage import encode
 from vidlearn.synth import draw
-from vidlearn.train import build, train_step
+from vidlearn.train import build, load, train_step
 
 TINY = dataclasses.replace(
     recipe("laptop"), size=32, frames=8, width=24, depth=1, heads=2, pred_width=12, pred_depth=1,
     pred_heads=2, batch=4, workers=0,
 )  # fmt: skip
-PARTS = "to_device prepare target context predictor loss backward optimiser ema".split()
+PARTS = "prepare target context predictor loss backward optimiser ema".split()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,8 @@ def test_breakdown_names_every_part_and_adds_up(data):
     numbers = measure.step_breakdown(TINY, data, steps=3)
     parts = [numbers[f"{name}_ms"] for name in PARTS]
     assert all(ms > 0 for ms in parts) and numbers["batch"] == 4
-    assert numbers["decode_ms"] > numbers["transform_ms"] > 0
-    # Nothing is read ahead here, so the step waits for all the decoding.
-    assert numbers["load_wait_ms"] > 0.3 * numbers["decode_ms"]
+    # Nothing is read ahead here, so the step waits for all the work of the loader.
+    assert numbers["load_wait_ms"] > 0.3 * measure.load_rate(TINY, data, batches=3)["batch_ms"]
     total = sum(parts) + numbers["load_wait_ms"]
     assert numbers["step_ms"] == pytest.approx(total, rel=0.5)
 
@@ -81,7 +82,7 @@ def test_a_slow_part_is_found(data, part, monkeypatch):
     else:
         update = model.update_target
         monkeypatch.setattr(model, "update_target", lambda m: (slow(), update(m)))
-    batch = next(measure._batches(TINY, data, torch.device("cpu")))
+    batch = next(load(TINY, data, state.dist))
     rows = []
     for _ in range(4):
         laps.mark("prepare_ms")
@@ -138,6 +139,30 @@ def test_doctor_tells_a_batch_script_to_use_srun(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert "srun" in str(found()["launcher"].found)
+
+
+@pytest.mark.slow
+def test_gpu_record_holds_outcomes_and_every_repeat(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("VIDLEARN_DEVICE", "cpu")
+    (tmp_path / "test_three.py").write_text(
+        "import os, pytest\n"
+        "def test_a(): assert os.environ['VIDLEARN_REQUIRE_CUDA'] == '1'\n"
+        "def test_b(): assert False\n"
+        "def test_c(): pytest.skip()\n"
+    )
+    tests = [str(tmp_path / "test_three.py"), "-p", "no:cacheprovider"]
+    write_manifest(tmp_path / "data.csv", data.rows)
+    small = "--size 32 --width 24 --depth 1 --heads 2 --pred-width 12 --batch 4 --workers 0"
+    words = f"step laptop --data {tmp_path}/data.csv {small}"
+    out = tmp_path / "new" / "record.json"
+    assert not gpu_record.record(tests, [words], repeats=2, out=out)
+    found = json.loads(out.read_text())
+    outcomes = {name.split("::")[-1]: outcome for name, outcome in found["tests"].items()}
+    assert outcomes == {"test_a": "passed", "test_b": "failure", "test_c": "skipped"}
+    first, second = found["benchmarks"][words]
+    assert first["device"] == second["device"] == "cpu" and first["step_ms"] != second["step_ms"]
+    assert found["machine"]["torch"] == torch.__version__ and found["date"].startswith("20")
+    assert gpu_record.record([f"{tests[0]}::test_a"], [], repeats=0, out=out)
 
 
 @pytest.mark.gpu

@@ -159,6 +159,10 @@ def _failed(cells: list) -> None:
     cells[0].outputs = [nbformat.v4.new_output("error", ename="KeyError", evalue="1")]
 
 
+def _nothing_raised(cells: list) -> None:
+    cells[0].metadata["tags"] = ["raises-exception"]
+
+
 def _nothing_asserts(cells: list) -> None:
     for cell in cells:
         cell.source = cell.source.replace("assert ", "pass; ")
@@ -183,6 +187,7 @@ def _stderr(cells: list) -> None:
         (_no_alt, "alt text is missing"),
         (_heavy, "more than 100000"),
         (_failed, "stored error KeyError: 1"),
+        (_nothing_raised, "tagged raises-exception, but nothing"),
         (_nothing_asserts, "output ignored, but no assert follows"),
         (_all_ignored, "of the code cells are compared or assert"),
         (_stderr, "not tidy"),

@@ -53,3 +53,11 @@ def test_errors_name_the_remedy():
 def test_recipes_do_not_wait_for_torch():
     code = "import sys, vidlearn.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("steps", -1, 1), ("lr", -1.0, 0), ("workers", -1, 0)]
+)
+def test_a_number_below_its_least_is_refused(name, value, least):
+    with pytest.raises(ConfigError, match=f"--{name} {value}: give {least} or more"):
+        dataclasses.replace(recipe("laptop"), **{name: value})

@@ -56,7 +56,6 @@ DRAWINGS = {
             {"mp4": ([1, 2, 4], [10, 19, 33], [1, 1, 2]), "memory": (range(40), np.arange(40) % 7)},
             x_label="workers",
             y_label="clips/s",
-            log="y",
         ),
         "clips/s against workers. mp4 10 at 1, 19 at 2, 33 at 4; memory 0 at 0, 0 at 0, 6 at 6, "
         "4 at 39.",

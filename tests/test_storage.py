@@ -1,4 +1,4 @@
-"""The frame table against what is really in the file; writing, copying and planning."""
+"""The frame table against what is really in the file; writing and copying."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import videos
 
-from vidlearn.decode import iter_frames
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import encode, frame_table, pictures_to_decode, plan, transcode
+from vidlearn.storage import encode, frame_table, iter_frames, pictures_to_decode, transcode
 
 FRAMES = np.stack([videos.picture(i) for i in range(48)])
 
@@ -141,14 +140,13 @@ def test_layered_files_cost_little_for_a_stride_of_four(tmp_path: Path) -> None:
     assert pictures_to_decode(table, wanted) > 50
 
 
-@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1"])
-def test_encode_makes_closed_groups_of_the_length_asked_for(codec: str, tmp_path: Path) -> None:
+def test_encode_makes_closed_groups_of_the_length_asked_for(tmp_path: Path) -> None:
     frames = FRAMES[np.r_[0:48]]
-    path = encode(tmp_path / "a.mp4", frames, 30, codec=codec, gop=10, crf=20)
+    path = encode(tmp_path / "a.mp4", frames, 30, gop=10, crf=20)
     table = frame_table(path)
     assert np.flatnonzero(table.is_key).tolist() == [0, 10, 20, 30, 40]
     assert read(path) == list(range(48)) and table.fps == pytest.approx(30, rel=1e-4)
-    assert not table.why or table.codec == "av1"
+    assert table.seekable and table.codec == "h264"
 
 
 def test_encode_gives_the_same_bytes_again(tmp_path: Path) -> None:
@@ -178,7 +176,6 @@ def test_encode_refuses_what_it_cannot_write(tmp_path: Path) -> None:
         (FRAMES[:0], {}),
         (FRAMES / 255, {}),
         (FRAMES[..., 0], {}),
-        (FRAMES, {"codec": "mpeg4"}),
     ):
         with pytest.raises(ConfigError, match=str(path)):
             encode(path, frames, 25, **words)
@@ -224,12 +221,3 @@ def test_transcode_of_a_broken_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"rotten\.mp4"):
         transcode(source, tmp_path / "new.mp4")
     assert os.listdir(tmp_path) == ["rotten.mp4"]
-
-
-def test_plan_agrees_with_counting() -> None:
-    cost = plan(1.0, 30, 340, 256, bits_per_pixel=0.315)
-    assert cost["raw_bytes"] == 3600 * 30 * 340 * 256 * 3
-    assert cost["stored_bytes"] == pytest.approx(cost["raw_bytes"] * 0.315 / 24)
-    # 340x256 at 0.315 bits a pixel was measured at 128.6 million pixels a second.
-    measured_hours = 3600 * 30 * 340 * 256 / 128.6e6 / 3600
-    assert cost["decode_core_hours"] == pytest.approx(measured_hours, rel=0.4)

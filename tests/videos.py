@@ -15,9 +15,9 @@ from typing import Any
 import av
 import numpy as np
 
-from vidlearn.decode import backends, frames_at, iter_frames
+from vidlearn.decode import backends, frames_at
 from vidlearn.errors import VideoError
-from vidlearn.storage import CLOSED, frame_table
+from vidlearn.storage import frame_table, iter_frames
 
 HEIGHT, WIDTH, BLOCK = 48, 64, 16
 
@@ -161,6 +161,7 @@ def x264(**params: object) -> dict[str, str]:
 
 Maker = Callable[[Path], Path]
 OPEN = x264(open_gop=1, keyint=12, min_keyint=12, scenecut=0, b_pyramid="none")
+CLOSED_HEVC = {"x265-params": "open-gop=0:scenecut=0:log-level=none"}
 OPEN_HEVC = {"x265-params": "log-level=none:open-gop=1"}
 UNEVEN = np.cumsum([0] + [1 + (7 * i) % 5 for i in range(47)]).tolist()
 ODD = [np.pad(picture(i), ((0, 1), (0, 1), (0, 0))) for i in range(30)]
@@ -175,7 +176,7 @@ TRUSTED: dict[str, Maker] = {
     "uneven-times.mkv": lambda p: write(p, pts=UNEVEN),
     "starts-late.mp4": lambda p: write(p, pts=range(25, 73)),
     "full-range.mp4": lambda p: write(p, fmt="yuvj420p", colour=(1, 2)),
-    "hevc.mp4": lambda p: write(p, 30, codec="libx265", options=CLOSED["libx265"]),
+    "hevc.mp4": lambda p: write(p, 30, codec="libx265", options=CLOSED_HEVC),
     "vp9.webm": lambda p: write(p, 30, codec="libvpx-vp9"),
     "fragmented.mp4": lambda p: write(p, movflags="frag_keyframe+empty_moov"),
 }

@@ -238,6 +238,8 @@ def _cell_problems(cell: NotebookNode, number: int) -> Iterator[str]:
         yield f"unknown tags {sorted(unknown)}"
     if len(json.dumps(cell)) > CELL_LIMIT_BYTES:
         yield f"{len(json.dumps(cell))} bytes, more than {CELL_LIMIT_BYTES}"
+    if "raises-exception" in tags(cell) and not any(o.output_type == "error" for o in cell.outputs):
+        yield "tagged raises-exception, but nothing is raised"
     for out in cell.outputs:
         if out.output_type == "error" and "raises-exception" not in tags(cell):
             yield f"stored error {out.ename}: {out.evalue}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with the pinned packages, or do nothing if it is already right.
-# Needs only Python 3.10 to 3.13 (not even ensurepip). VIDLEARN_PYTHON chooses the interpreter.
+# Needs only Python 3.10 to 3.13 (not even ensurepip). VIDLEARN_PYTHON chooses the interpreter,
+# UV_TORCH_BACKEND the build of torch (cpu, cu128 ...) for another machine than this one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,7 +47,7 @@ if [ -n "$find_links" ] && compgen -G "${find_links%/}/torch-*.whl" >/dev/null; 
   printf 'setup: torch from %s\n' "$find_links"
 else
   # Looks at the machine's driver: the CUDA build with a GPU, the CPU build without.
-  backend=(--torch-backend=auto)
+  backend=("--torch-backend=${UV_TORCH_BACKEND:-auto}")
 fi
 printf 'setup: installing the pinned packages (1 to 3 GB with everything; several GB more with CUDA)\n'
 .venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraints constraints.txt \

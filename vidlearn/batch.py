@@ -25,12 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vidlearn.datasets import Manifest, Row
-from vidlearn.decode import frames_at
+from vidlearn.decode import check_backend, frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
 from vidlearn.storage import frame_table
 from vidlearn.transform import ClipTransform
 
+Device = torch.device | str
 _MOVED = ("clips", "labels", "valid")  # what goes to the device
 _CLIP, _ORDER = 1, 2  # last part of the seeds: no two uses draw the same numbers
 
@@ -45,7 +46,7 @@ class Batch:
     valid: Tensor  # bool [B]
     bad: list[tuple[str, str]]  # path, cause
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: Device) -> Batch:
         """A copy whose clips, labels and valid are on the device."""
         return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in _MOVED})
 
@@ -65,6 +66,9 @@ class ClipDataset(Dataset):
     backend: str = "decord"
     random_clips: bool = True
 
+    def __post_init__(self) -> None:
+        check_backend(self.backend)  # here, not in a worker
+
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
 
@@ -72,22 +76,20 @@ class ClipDataset(Dataset):
         """Of index or (epoch, index): clip uint8 [C, T, size, size], label, valid, cause ..."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row = self.manifest.rows[index // self.spec.clips]
-        sample = {"label": self.manifest.label_index(row), "index": index, "path": row.path}
-        rng = np.random.default_rng((self.seed, epoch, index, _CLIP))
+        rng, cause = np.random.default_rng((self.seed, epoch, index, _CLIP)), ""
         try:
             clip = self._clip(row, index % self.spec.clips, rng)
-            return {**sample, "clip": clip, "valid": True, "cause": ""}
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
             cause = error.cause if isinstance(error, VideoError) else str(error)
             clip = torch.zeros(3, self.spec.frames, *[self.transform.size] * 2, dtype=torch.uint8)
-            return {**sample, "clip": clip, "valid": False, "cause": cause}
+        about = {"label": self.manifest.label_index(row), "index": index, "path": row.path}
+        return {"clip": clip, **about, "valid": not cause, "cause": cause}
 
     def _clip(self, row: Row, number: int, rng: np.random.Generator) -> Tensor:
         table = frame_table(row.path)
-        segment = row.start_s, row.end_s or np.inf
-        first, stop = np.searchsorted(table.pts_s - table.pts_s[0], segment)
+        first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
         if stop <= first:
             raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
         starts = rng if self.random_clips else None
@@ -116,7 +118,6 @@ class ShardedSampler:
     rank: int = 0
     world: int = 1
     seed: int = 0
-    shuffle: bool = True
     start_step: int = 0
 
     def __post_init__(self) -> None:
@@ -127,8 +128,7 @@ class ShardedSampler:
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of the samples in an epoch, the same on every rank."""
-        rng = np.random.default_rng((self.seed, epoch, 0, _ORDER))
-        return rng.permutation(self.n) if self.shuffle else np.arange(self.n)
+        return np.random.default_rng((self.seed, epoch, 0, _ORDER)).permutation(self.n)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.global_batch // self.world
@@ -142,6 +142,13 @@ class ShardedSampler:
 
 
 class _Loader(DataLoader):
+    def __init__(self, dataset: ClipDataset, workers: int, rank: int = 0, **options: Any) -> None:
+        if workers:  # a fork starts at once, but outside Linux system libraries do not survive one
+            options["multiprocessing_context"] = "fork" if sys.platform == "linux" else "spawn"
+        own = torch.Generator().manual_seed(hash((dataset.seed, rank)))  # leaves torch's as it is
+        options |= {"generator": own, "collate_fn": _collate, "worker_init_fn": _start_worker}
+        super().__init__(dataset, num_workers=workers, **options)
+
     def __iter__(self) -> Any:
         # Workers are forked here. PyAV frames that wait for the garbage collector have threads,
         # which a fork leaves behind: a worker that collects one waits for them for ever.
@@ -170,34 +177,20 @@ def _end_workers(batches: weakref.ref[Any]) -> None:
             worker.kill()
 
 
-def _loader(dataset: ClipDataset, workers: int, rank: int, **options: Any) -> DataLoader:
-    if workers:  # a fork starts at once, but outside Linux system libraries do not survive one
-        options["multiprocessing_context"] = "fork" if sys.platform == "linux" else "spawn"
-    own = torch.Generator().manual_seed(hash((dataset.seed, rank)))  # leaves torch's as it is
-    options |= {"generator": own, "collate_fn": _collate, "worker_init_fn": _start_worker}
-    return _Loader(dataset, num_workers=workers, **options)
-
-
 def make_loader(
-    dataset: ClipDataset,
-    sampler: ShardedSampler,
-    *,
-    workers: int = 0,
-    prefetch: int = 2,
-    device: torch.device | str = "cpu",
+    dataset: ClipDataset, sampler: ShardedSampler, *, workers: int = 0, device: Device = "cpu"
 ) -> DataLoader:
-    """This rank's batches, in order; workers x prefetch of them at most are read ahead."""
-    options = {"batch_sampler": sampler, "pin_memory": torch.device(device).type == "cuda"}
-    ahead = prefetch if workers else None
-    return _loader(dataset, workers, sampler.rank, prefetch_factor=ahead, **options)
+    """This rank's batches, in order; two for each worker at most are read ahead."""
+    pin = torch.device(device).type == "cuda"
+    return _Loader(dataset, workers, sampler.rank, batch_sampler=sampler, pin_memory=pin)
 
 
 def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> DataLoader:
     """Every sample once and in order; the last batch may be smaller."""
-    return _loader(dataset, workers, 0, batch_size=batch_size)
+    return _Loader(dataset, workers, batch_size=batch_size)
 
 
-def to_device(loader: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
+def to_device(loader: Iterable[Batch], device: Device) -> Iterator[Batch]:
     """Batches on the device; on CUDA the next one is copied while this one is computed."""
     if torch.device(device).type != "cuda":
         yield from (batch.to(device) for batch in loader)
@@ -244,7 +237,6 @@ class Quarantine:
             self.names |= set(new)
             if len(self.names) > self.max_share * self.n_videos:
                 text = f"{len(self.names)} of {self.n_videos} videos cannot be read; the quarantine"
-                raise VidlearnError(
-                    f"{text} {path} names them. Mend them, or raise --max-bad-share"
-                )
+                remedy = "Mend them, or raise --max-bad-share"
+                raise VidlearnError(f"{text} {path} names them. {remedy}")
         return len(self.names)

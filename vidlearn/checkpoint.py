@@ -74,9 +74,7 @@ def check_matches(state_dict: Mapping[str, Tensor], model: nn.Module, path: str 
     problems = {
         "missing": sorted(mine.keys() - file),
         "unexpected": sorted(file.keys() - mine),
-        "differ": [
-            f"{n} {file[n]}, not {mine[n]}" for n in mine if file.get(n, mine[n]) != mine[n]
-        ],
+        "differ": [f"{n} {file[n]}, not {s}" for n, s in mine.items() if file.get(n, s) != s],
     }
     texts = [f"{len(n)} {what} ({', '.join(n[:3])} ...)" for what, n in problems.items() if n]
     if texts:

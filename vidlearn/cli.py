@@ -29,7 +29,7 @@ BUILT_IN = Path("data/synth")
 
 @dataclass(frozen=True)
 class Run:
-    """Train or time a recipe; every choice of the recipe can be changed."""
+    """What a command about a recipe is given."""
 
     recipe: Positional[str]  # Name of the recipe; it comes first.
     config: Annotated[Config, arg(name="")]
@@ -45,13 +45,12 @@ def _make(folder: Path, **counts: int) -> Path:
     from vidlearn import synth
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("videos")
-        advance = partial(bar.update, task)
+        advance = partial(bar.update, bar.add_task("videos"))
         return synth.make(folder, **counts, progress=lambda i, n: advance(completed=i, total=n))
 
 
-def train(run: Run) -> int:
-    """Train a recipe, or go on with a run."""
+def train(run: Run) -> None:
+    """Train a recipe, or go on with a run; every choice can be changed."""
     from vidlearn import dist
     from vidlearn.datasets import open_data
     from vidlearn.train import train as start
@@ -65,16 +64,12 @@ def train(run: Run) -> int:
     dist.shutdown(me)
     if me.is_main:
         print(dumps(summary))
-    return 0
 
 
 def probe(
-    checkpoint: Positional[Path],
-    data: Positional[Path],
-    json: Path | None = None,
-    encoder: Literal["target", "context"] = "target",
-    seed: int = 0,
-) -> int:
+    checkpoint: Positional[Path], data: Positional[Path], json: Path | None = None,
+    encoder: Literal["target", "context"] = "target", seed: int = 0,
+) -> None:  # fmt: skip
     """Probe a frozen encoder, beside a random one and pixels.
 
     Args:
@@ -93,29 +88,26 @@ def probe(
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
-    return 0
 
 
 def data_synth(
     folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
-) -> int:
-    """Make the built-in videos, so many of each split; a set that is complete is left alone."""
+) -> None:
+    """Make the built-in videos, so many a split; a complete set is left alone."""
     print(_make(folder, train=train, val=val, test=test, seed=seed))
-    return 0
 
 
-def data_manifest(root: Positional[Path], out: Path | None = None) -> int:
-    """Write the manifest of <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4, by default beside it."""
+def data_manifest(root: Positional[Path], out: Path | None = None) -> None:
+    """Write ROOT/manifest.csv of <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4."""
     from vidlearn.datasets import folder_manifest, write_manifest
 
     manifest = folder_manifest(root)
     path = write_manifest(out or root / "manifest.csv", manifest.rows)
     print(f"{path}: {len(manifest)} videos, {len(manifest.classes)} classes")
-    return 0
 
 
 def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
-    """Decode a frame of every video of a folder or manifest; OUT names those that fail."""
+    """Decode a frame of every video; the file --out names those that fail."""
     from vidlearn.batch import ClipDataset, Quarantine, eval_loader
     from vidlearn.datasets import Manifest, Row, open_data
     from vidlearn.sample import ClipSpec
@@ -135,8 +127,8 @@ def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> 
     return int(bad > 0)
 
 
-def bench(run: Run, what: str) -> int:
-    """Time a recipe's loader alone ("load"), or the parts of its training step ("step")."""
+def bench(run: Run, what: str) -> None:
+    """Time the loader of a recipe alone ("load"), or the parts of its training step ("step")."""
     from vidlearn import measure
     from vidlearn.datasets import open_data
 
@@ -147,7 +139,6 @@ def bench(run: Run, what: str) -> int:
         print(f"{name:14} {value:10.2f}" if isinstance(value, float) else f"{name:14} {value}")
     if run.out:
         run.out.write_text(dumps(found, indent=1) + "\n")
-    return 0
 
 
 def doctor() -> int:
@@ -159,51 +150,49 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-USAGE = f"""usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options
-  train RECIPE          train, or go on with a run
-  probe CHECKPOINT DATA probe the frozen encoder, beside a random one and pixels
-  data synth DIR        make the built-in videos, whose truth is known
-  data manifest DIR     write the manifest of a folder of videos
-  data check DATA       try every video, list the unreadable ones
-  bench load RECIPE     time the loader alone
-  bench step RECIPE     time the parts of a training step
-  doctor                check this machine: packages, decoders, GPU, disk, environment
-recipes: {", ".join(RECIPES)}"""
-COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train,
-    "probe": probe,
-    "data synth": data_synth,
-    "data manifest": data_manifest,
-    "data check": data_check,
-    "bench load": partial(bench, what="load"),
-    "bench step": partial(bench, what="step"),
-    "doctor": doctor,
+COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given what, does what
+    "train": (train, "RECIPE", "train, or go on with a run"),
+    "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
+    "data synth": (data_synth, "FOLDER", "make the built-in videos, whose truth is known"),
+    "data manifest": (data_manifest, "ROOT", "write the manifest of a folder of videos"),
+    "data check": (data_check, "DATA", "try every video, list the unreadable ones"),
+    "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
+    "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
+    "doctor": (doctor, "", "check this machine: packages, decoders, GPU, disk, environment"),
 }
+USAGE = "\n".join(
+    ["usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options"]
+    + [f"  {f'{name} {given}':22}{told}" for name, (_, given, told) in COMMANDS.items()]
+    + [f"recipes: {', '.join(RECIPES)}"]
+)
 
 
-def _run(words: list[str], talks: bool) -> int:
+def _run(words: list[str], talks: bool) -> int | None:
     name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+    if name is None and words[-1:] in ([], ["-h"], ["--help"]):
+        return print(USAGE)
     if name is None:
         raise ConfigError(f"no command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
-    rest = words[len(name.split()) :]
+    (command, given, told), rest = COMMANDS[name], words[len(name.split()) :]
     how: dict[str, Any] = {"prog": f"vidlearn {name}", "args": rest, "console_outputs": talks}
-    if name not in ("train", "bench load", "bench step"):
-        return tyro.cli(COMMANDS[name], **how)
+    if given != "RECIPE":
+        return tyro.cli(command, **how)
     # The options' defaults are the recipe's; help without a recipe shows the first one's.
     chosen = rest[0] if rest else ""
     chosen = next(iter(RECIPES)) if chosen in ("-h", "--help") else chosen
-    return COMMANDS[name](tyro.cli(Run, default=Run(chosen, recipe(chosen)), **how))
+    default = Run(chosen, recipe(chosen))
+    about = f"{told}\n\n{chosen}: {default.config.about}"
+    return command(tyro.cli(Run, default=default, description=about, **how))
 
 
 def main(words: list[str] | None = None) -> None:
     """Run the command line and leave with its status."""
     words = sys.argv[1:] if words is None else words
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
-    if words in ([], ["-h"], ["--help"], ["--version"]):
-        print(f"vidlearn {version('vidlearn')}" if words == ["--version"] else USAGE)
-        return
+    if words == ["--version"]:
+        return print("vidlearn", version("vidlearn"))
     try:
-        sys.exit(_run(words, talks=rank == "0"))
+        sys.exit(_run(words, talks=rank == "0") or 0)
     except VidlearnError as error:
         text = str(error)
     except OSError as error:

@@ -13,7 +13,7 @@ Axes: T frames, H height, W width, C channels. A row is a frame's number in its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -27,17 +27,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import (
-    AGAIN,
-    AnyPath,
-    FrameTable,
-    frame_table,
-    open_video,
-    read_in_order,
-    upright,
-)
+from vidlearn.storage import AGAIN, AnyPath, FrameTable, frame_table, open_video, upright
 
-Size = int | tuple[int, int] | None
 MODULES = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec.decoders"}
 
 
@@ -54,52 +45,40 @@ def _why_not(name: str) -> str:
         return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def check_backend(name: str) -> None:
+    """ConfigError: this backend is unknown or does not load here."""
+    if name not in MODULES:
+        raise ConfigError(f"there is no backend {name!r}: use one of {', '.join(MODULES)}")
+    if reason := _why_not(name):
+        raise ConfigError(f"backend {name!r} does not load: {reason}. Use the backend pyav")
+
+
 def frames_at(
-    path: AnyPath,
-    indices: ArrayLike | None = None,
-    *,
-    seconds: ArrayLike | None = None,
-    size: Size = None,
-    backend: str = "decord",
-    table: FrameTable | None = None,
-) -> Tensor:
+    path: AnyPath, indices: ArrayLike | None = None, *, seconds: ArrayLike | None = None,
+    size: int | None = None, backend: str = "decord", table: FrameTable | None = None,
+) -> Tensor:  # fmt: skip
     """Decode chosen frames, upright and in the order asked for: uint8 [T, H, W, 3].
 
     Args:
-        path: the video.
         indices: frame numbers from 0, in any order, also repeated.
         seconds: or times after the first frame, of which the nearest frame is taken.
-        size: short side, or (height, width): after decoding, by one antialiased bilinear filter.
-        backend: "decord", "torchcodec", "pyav", or "auto" (PyAV: it checks as it reads).
+        size: short side: resized after decoding, by one antialiased bilinear filter.
+        backend: "decord", "torchcodec", or "pyav", which checks as it reads.
         table: the file's table, if it is at hand.
 
-    Raises:
-        VideoError: there is no such frame, or it is damaged or depends on a damaged one.
-        ConfigError: the backend is unknown or does not load, or `indices` are not integers.
+    VideoError: there is no such frame, or it is damaged or depends on a damaged one.
+    ConfigError: the backend is unknown or does not load, or `indices` are not integers.
     """
-    name = "pyav" if backend == "auto" else backend
-    if name not in MODULES:
-        raise ConfigError(f"there is no backend {backend!r}: use {[*MODULES, 'auto']}")
-    if reason := _why_not(name):
-        raise ConfigError(f"backend {backend!r} does not load: {reason}. Use backend='pyav'")
+    check_backend(backend)
     table = table or frame_table(path)
     rows, places = np.unique(_rows(table, indices, seconds), return_inverse=True)
-    if name != "pyav" and table.seekable:
+    if backend != "pyav" and table.seekable:
         if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
-            clip_THWC = (_decord if name == "decord" else _torchcodec)(table, rows)
+            clip_THWC = (_decord if backend == "decord" else _torchcodec)(table, rows)
             if clip_THWC is not None:
                 return torch.stack([_resize(clip_THWC[place], size) for place in places])
     frames = _pyav(table, rows, lambda frame: _resize(torch.from_numpy(upright(frame)), size))
     return torch.stack([frames[place] for place in places])
-
-
-def iter_frames(path: AnyPath, *, size: Size = None) -> Iterator[np.ndarray]:
-    """Every frame, uint8 [H, W, 3], decoded in order by PyAV: all backends are held to this.
-
-    VideoError: a frame is damaged, or the file ends before its time.
-    """
-    for image_HWC in read_in_order(path):
-        yield _resize(torch.from_numpy(image_HWC), size).numpy()
 
 
 def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | None) -> np.ndarray:
@@ -118,13 +97,11 @@ def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | Non
     return np.searchsorted((table.pts_s[1:] + table.pts_s[:-1]) / 2, wanted)
 
 
-def _resize(image_HWC: Tensor, size: Size) -> Tensor:
-    if size is None:
+def _resize(image_HWC: Tensor, short_side: int | None) -> Tensor:
+    if short_side is None:
         return image_HWC
-    height, width = image_HWC.shape[:2]
-    if isinstance(size, int):
-        size = round(height * size / min(height, width)), round(width * size / min(height, width))
-    image_1CHW = image_HWC.permute(2, 0, 1)[None]
+    sides, image_1CHW = image_HWC.shape[:2], image_HWC.permute(2, 0, 1)[None]
+    size = [round(side * short_side / min(sides)) for side in sides]
     return interpolate(image_1CHW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 

@@ -53,7 +53,7 @@ def init_distributed(
     a GPU; timeout_s is the longest wait for a rank that does not come, or hangs. ConfigError: an
     environment half set, a rank without GPU. VidlearnError: the ranks did not meet, port in use.
     """
-    launcher, rank, world, local_rank, where = _place()
+    launcher, rank, world, local_rank, where = find_place()
     place = _device(device or os.environ.get("VIDLEARN_DEVICE", ""), local_rank)
     me = Dist(rank, world, local_rank, place, launcher)
     if world == 1 or td.is_initialized():
@@ -98,8 +98,8 @@ def _variable(name: str, fallback: str = "", form: str = r"\d+") -> str:
     return value
 
 
-def _place() -> tuple[str, int, int, int, str]:
-    """(launcher, rank, world, local rank, host:port of rank 0), from the environment."""
+def find_place() -> tuple[str, int, int, int, str]:
+    """(launcher, rank, world, local rank, host:port of rank 0); ConfigError: half is missing."""
     env, step = os.environ, "SLURM_STEP_ID" in os.environ  # srun sets it, sbatch does not
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if any(name in env for name in torchrun[: 3 if step else 5]):

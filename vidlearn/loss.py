@@ -7,10 +7,12 @@ watch. The loss alone says little: it can fall while every clip gets the same fe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed import is_initialized
-from torch.distributed.nn.functional import all_reduce
+from torch import distributed as td
+from torch.autograd import Function
 from torch.nn import functional as F
 
 
@@ -27,11 +29,18 @@ def latent_l1(prediction_BKD: Tensor, target_BKD: Tensor) -> Tensor:
     return (prediction_BKD.float() - target_BKD).abs().mean(dim=(1, 2))
 
 
-def _global_mean(x: Tensor) -> Tensor:
-    """Mean over all ranks, with gradients, so that N processes equal one."""
-    if not is_initialized():
-        return x
-    return all_reduce(x) / torch.distributed.get_world_size()
+def _over_ranks(_ctx: Any, x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    if td.is_initialized():
+        td.all_reduce(total)
+        total /= td.get_world_size()
+    return total
+
+
+class _GlobalMean(Function):
+    """Mean over all ranks, as are its gradients, so that N processes equal one."""
+
+    forward = backward = staticmethod(_over_ranks)  # type: ignore[assignment]
 
 
 def variance_covariance(tokens_BKD: Tensor) -> Tensor:
@@ -42,8 +51,8 @@ def variance_covariance(tokens_BKD: Tensor) -> Tensor:
     """
     x = tokens_BKD.float().flatten(0, 1)
     width = x.shape[1]
-    x = x - _global_mean(x.mean(0))
-    cov = _global_mean(x.T @ x / x.shape[0])
+    x = x - _GlobalMean.apply(x.mean(0))
+    cov = _GlobalMean.apply(x.T @ x / x.shape[0])
     std = (cov.diagonal() + 1e-4).sqrt()
     off = cov.pow(2).sum() - cov.diagonal().pow(2).sum()
     return F.relu(1 - std).mean() + off / width

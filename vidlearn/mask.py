@@ -1,17 +1,12 @@
 """Which tokens the encoder sees (context) and which the predictor must guess (target).
 
-Input: the token grid and keys for the random numbers. Output: index lists, context [B, Kc]
-and target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA; two ways follow of
-making the lists of a batch equally long:
-
-- `cut="fair"` (default): every clip is cut by chance to lengths fixed by the recipe, so the
-  masks depend on neither the batch size nor the number of processes, and early and late
-  tokens are used alike.
-- `cut="vjepa1"`: the published cut. All lists are shortened to the shortest of the batch,
-  keeping the *first* tokens in raster order; late tokens are then rarely used, and the
-  pre-training task changes with the batch size per GPU.
-
-Taught in chapter 9. Source: Bardes et al. 2024 (V-JEPA), section 3 and appendix.
+Input: the token grid and keys for the random numbers. Output: index lists, context [B, Kc] and
+target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA; two cuts make the lists of a
+batch equally long. "fair" (default) cuts every clip by chance to lengths fixed by the recipe, so
+masks depend on neither the batch size nor the number of processes, and early and late tokens are
+used alike. "vjepa1" is the published cut: all lists are shortened to the shortest of the batch,
+keeping the *first* tokens in raster order; late tokens are then rarely used, and the task changes
+with the batch size per GPU. Chapter 9. Source: Bardes et al. 2024 (V-JEPA), section 3 and appendix.
 """
 
 from __future__ import annotations
@@ -55,11 +50,8 @@ HALF = MaskSpec(blocks=2, spatial=0.06, seen_time=0.5, context=0.42, target=0.45
 QUARTER = MaskSpec(blocks=2, spatial=0.06, seen_time=0.75, context=0.6, target=0.24)
 # What a recipe names: the published pair, or masks that hide the future.
 MASKS: dict[str, tuple[MaskSpec, ...]] = {
-    "vjepa": (SHORT, LONG),
-    "future": (HALF, QUARTER),
-    "short": (SHORT,),
-    "long": (LONG,),
-}
+    "vjepa": (SHORT, LONG), "future": (HALF, QUARTER), "short": (SHORT,), "long": (LONG,)
+}  # fmt: skip
 
 
 @dataclass
@@ -71,10 +63,8 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same indices on another device."""
-        return Mask(
-            self.context_BK.to(device, non_blocking=True),
-            self.target_BK.to(device, non_blocking=True),
-        )
+        both = self.context_BK, self.target_BK
+        return Mask(*(indices.to(device, non_blocking=True) for indices in both))
 
 
 def block_size(spec: MaskSpec, grid: Grid, u: float) -> tuple[int, int]:
@@ -106,13 +96,8 @@ def fair_lengths(spec: MaskSpec, grid: Grid) -> tuple[int, int]:
 def fair_masks(spec: MaskSpec, grid: Grid, keys: Sequence[tuple[int, ...]]) -> Mask:
     """Masks of a batch, one clip at a time: clip b depends on `keys[b]` alone.
 
-    Args:
-        spec: the kind of mask.
-        grid: tokens in time, height and width.
-        keys: one tuple of non-negative integers a clip, such as (seed, step, sample index).
-
-    Raises:
-        ConfigError: the grid is too small for the lengths that the spec asks for.
+    A key is a tuple of non-negative integers, such as (seed, step, sample index). ConfigError:
+    the grid is too small for the lengths that the spec asks for.
     """
     n_context, n_target = fair_lengths(spec, grid)
     rows_c, rows_t = [], []
@@ -126,7 +111,7 @@ def fair_masks(spec: MaskSpec, grid: Grid, keys: Sequence[tuple[int, ...]]) -> M
         else:
             raise ConfigError(
                 f"masks: {spec} leaves too few tokens on the grid {grid} for {n_context} context "
-                f"and {n_target} target tokens. Use smaller shares, or a larger grid"
+                f"and {n_target} target tokens. Use more --frames, a larger --size or other --masks"
             )
         rows_c.append(np.sort(rng.choice(seen, n_context, replace=False)))
         rows_t.append(np.sort(rng.choice(guess, n_target, replace=False)))
@@ -141,58 +126,39 @@ def published_masks(
     The block size comes from a generator seeded by `step` (so all ranks share it), the places
     from `generator` (default: torch's global one), and all lists are cut to the shortest.
     """
-    sizes = torch.Generator().manual_seed(step)
-    # Three numbers are drawn, for time, area and aspect ratio; V-JEPA's first two ranges are
-    # single values, so only the third changes anything.
-    u = (
-        torch.rand(1, generator=sizes),
-        torch.rand(1, generator=sizes),
-        torch.rand(1, generator=sizes),
-    )
-    h, w = block_size(spec, grid, u[2].item())
-    rows_c, rows_t = [], []
-    for _ in range(batch):
-        context = torch.empty(0, dtype=torch.int64)
-        while len(context) == 0:
-            hidden = torch.zeros(grid, dtype=torch.bool)
-            for _ in range(spec.blocks):
-                top, left, _start = (
-                    int(torch.randint(0, n, (1,), generator=generator))
-                    for n in (grid[1] - h + 1, grid[2] - w + 1, 1)
-                )
-                hidden[:, top : top + h, left : left + w] = True
-            context = (~hidden.flatten()).nonzero().flatten()
-        rows_c.append(context)
-        rows_t.append(hidden.flatten().nonzero().flatten())
-    n_context, n_target = min(map(len, rows_c)), min(map(len, rows_t))
-    return Mask(
-        torch.stack([row[:n_context] for row in rows_c]),
-        torch.stack([row[:n_target] for row in rows_t]),
-    )
+    # The released code draws three numbers, for time, area and aspect ratio, of which the first
+    # two choose from ranges of one value; it also draws each block's only start in time.
+    u = torch.rand(3, generator=torch.Generator().manual_seed(step))[2].item()
+    h, w = block_size(spec, grid, u)
+    places = grid[1] - h + 1, grid[2] - w + 1, 1
+    rows_c: list[Tensor] = []
+    rows_t: list[Tensor] = []
+    while len(rows_c) < batch:
+        hidden = torch.zeros(grid, dtype=torch.bool)
+        for _ in range(spec.blocks):
+            top, left, _ = (int(torch.randint(n, (1,), generator=generator)) for n in places)
+            hidden[:, top : top + h, left : left + w] = True
+        if not hidden.all():  # else there is no context: drawn again
+            rows_c.append((~hidden.flatten()).nonzero().flatten())
+            rows_t.append(hidden.flatten().nonzero().flatten())
+    both = ((rows, min(map(len, rows))) for rows in (rows_c, rows_t))
+    return Mask(*(torch.stack([row[:n] for row in rows]) for rows, n in both))
 
 
 def make_masks(
     names: str, cut: str, grid: Grid, *, seed: int, step: int, indices: Sequence[int], cycle: bool
 ) -> list[Mask]:
-    """The masks of one training step, one for each kind that the recipe uses.
+    """The masks of one training step, one for each kind in MASKS[names]; with `cycle` one in turn.
 
-    Args:
-        names: a key of MASKS.
-        cut: "fair" or "vjepa1".
-        indices: sample indices of the clips on this rank.
-        cycle: take one kind a step in turn, instead of all kinds every step.
+    `cut` is "fair" or "vjepa1"; `indices` are the sample indices of the clips on this rank.
     """
     if names not in MASKS or cut not in ("fair", "vjepa1"):
-        raise ConfigError(
-            f"masks={names!r}, mask_cut={cut!r}: known masks are {', '.join(MASKS)}; "
-            "known cuts are fair and vjepa1"
-        )
+        text = f"masks={names!r}, mask_cut={cut!r}: known masks are {', '.join(MASKS)}"
+        raise ConfigError(f"{text}; known cuts are fair and vjepa1")
     specs = list(enumerate(MASKS[names]))
-    if cycle:
-        specs = [specs[step % len(specs)]]
+    specs = [specs[step % len(specs)]] if cycle else specs
     if cut == "fair":
-        return [
-            fair_masks(spec, grid, [(seed, kind, step, i) for i in indices]) for kind, spec in specs
-        ]
+        keys = {kind: [(seed, kind, step, i) for i in indices] for kind, _ in specs}
+        return [fair_masks(spec, grid, keys[kind]) for kind, spec in specs]
     place = torch.Generator().manual_seed(hash((seed, step, indices[0])) & 0x7FFFFFFF)
     return [published_masks(spec, grid, len(indices), step, place) for _, spec in specs]

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import distributions
@@ -29,13 +29,10 @@ import numpy as np
 import torch
 
 from vidlearn import dist, train
-from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader
 from vidlearn.datasets import Manifest
-from vidlearn.decode import backends, frames_at
+from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
-from vidlearn.sample import clip_indices
-from vidlearn.storage import frame_table
 
 
 @dataclass(frozen=True)
@@ -79,16 +76,13 @@ def machine_card() -> dict[str, Any]:
         names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
         cpu = (names or [platform.machine()])[0]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": cpu,
-        "cores": cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": ", ".join(gpus) or "none",
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "cpu": cpu, "cores": cores(), "memory_gib": round(memory_bytes / 2**30, 1),
+        "gpu": ", ".join(gpus) or "none", "os": platform.platform(),
+        "python": platform.python_version(), "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-    }
+    }  # fmt: skip
 
 
 class _Laps:
@@ -133,70 +127,37 @@ class _Laps:
         optimizer.register_step_post_hook(partial(self.mark, "ema_ms"))
 
 
-def _batches(config: Config, data: Manifest, device: torch.device) -> Iterator[Batch]:
-    """The recipe's loader for a single process."""
-    spec, transform = config.clip_spec(), config.transform(True)
-    dataset = ClipDataset(data, spec, transform, seed=config.seed, backend=config.backend)
-    sampler = ShardedSampler(len(dataset), config.batch, seed=config.seed)
-    return iter(make_loader(dataset, sampler, workers=config.workers, device=str(device)))
-
-
 def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:
     """How fast the recipe's loader is when nobody makes it wait."""
-    loader = _batches(config, data, torch.device("cpu"))
+    loader = train.load(config, data, dist.init_distributed())
     # What the workers read ahead while they started is not counted.
     timing = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers)
     rate = {"clips_per_s": config.batch / timing.median_s, "batch_ms": timing.median_s * 1e3}
-    return {"workers": config.workers, "batch": config.batch, **rate}
-
-
-def _clip_cost(config: Config, data: Manifest) -> dict[str, float]:
-    """Milliseconds to decode and to transform one batch in this process, from eight clips."""
-    spec, transform, rng = config.clip_spec(), config.transform(True), np.random.default_rng(0)
-    times = []
-    for row in data.rows[:8]:
-        table = frame_table(row.path)
-        (chosen,) = clip_indices(spec, table.n_frames, table.fps, rng=rng)
-        marks = [time.perf_counter()]
-        clip = frames_at(row.path, chosen, backend=config.backend, table=table)
-        marks.append(time.perf_counter())
-        transform(clip, rng)
-        times.append(np.diff([*marks, time.perf_counter()]) * 1e3 * config.batch)
-    decode_ms, transform_ms = np.median(times, axis=0).tolist()
-    return {"decode_ms": decode_ms, "transform_ms": transform_ms}
+    return {"workers": config.workers, "batch": config.batch, "batches": batches, **rate}
 
 
 def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:
     """Where a training step's time goes: medians over `steps`, in ms a step.
 
-    load_wait_ms is what the step waits for the loader; decode_ms and transform_ms are the work
-    for a whole batch in one process, which the workers share. Then, in turn: to_device,
-    prepare (masks, rates, normalisation), target, context, predictor, loss, backward (with
-    clipping), optimiser, ema. step_ms is the sum of all but decode and transform.
+    In turn: load_wait (for the loader), prepare (masks, rates, normalisation), target, context,
+    predictor, loss, backward (with clipping), optimiser, ema; and step, the sum of all.
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
-    state, loader, laps = (
-        train.build(config, me),
-        _batches(config, data, me.device),
-        _Laps(me.device),
-    )
+    state, laps, loader = train.build(config, me), _Laps(me.device), train.load(config, data, me)
     laps.watch(state)
     for _ in range(steps + 2):
-        began = time.perf_counter()
-        batch = next(loader)
-        waited_ms = (time.perf_counter() - began) * 1e3
-        laps.mark("to_device_ms")
-        batch = batch.to(me.device)
+        laps.mark("load_wait_ms")
+        batch = next(loader)  # on the device; on CUDA the copy was started a step ago
         laps.mark("prepare_ms")
         train.train_step(state, batch)
         laps.mark("")
-        rows.append({"load_wait_ms": waited_ms, **laps.totals_ms()})
+        rows.append(laps.totals_ms())
     del rows[:2]  # the first steps pay for memory and the workers' start
     parts = {name: median(row[name] for row in rows) for name in rows[0]}
+    parts["step_ms"] = median(sum(row.values()) for row in rows)
     fixed = {"device": str(me.device), "workers": config.workers, "batch": config.batch}
-    step_ms = median(sum(row.values()) for row in rows)
-    return {**fixed, **_clip_cost(config, data), **parts, "step_ms": step_ms}
+    return {**fixed, "steps": steps, **parts}
 
 
 @dataclass(frozen=True)
@@ -219,9 +180,8 @@ def _gpu() -> Check:
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except OSError:
-        return Check(
-            "GPU", None, "no NVIDIA driver", "runs on the CPU, which the course is made for"
-        )
+        remedy = "runs on the CPU, which the course is made for"
+        return Check("GPU", None, "no NVIDIA driver", remedy)
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     found = f"driver for CUDA {driver}, torch for {torch.version.cuda or 'CPU'}"
     remedy = "install torch for this driver's CUDA, or look at CUDA_VISIBLE_DEVICES"
@@ -231,7 +191,7 @@ def _gpu() -> Check:
 def _launcher() -> Check:
     """Did torchrun, srun or nobody start this, and is all there that they set?"""
     try:
-        launcher, rank, world, *_ = dist._place()
+        launcher, rank, world, *_ = dist.find_place()
         return Check("launcher", True, f"{launcher}, rank {rank} of {world}", "")
     except ConfigError as error:
         return Check("launcher", False, error, "chapter 3 tells which variables belong together")
@@ -262,12 +222,13 @@ def doctor() -> list[Check]:
         Check("open files", files >= 1024, files, "ulimit -n 4096"),
         _launcher(),
     ]
-    places = {"disk": (".", 2, "free some, or work elsewhere")}
-    places["temporary files"] = (tempfile.gettempdir(), 2, "free some, or set TMPDIR")
-    if os.path.exists("/dev/shm"):  # where workers hand batches over
-        places["shared memory"] = ("/dev/shm", 1, "docker run --shm-size=8g, or --workers 0")
-    for name, (place, least, remedy) in places.items():
-        free = shutil.disk_usage(place).free / 2**30
-        found = f"{free:.1f} GiB free at {os.path.abspath(place)}"
-        checks.append(Check(name, free >= least, found, remedy))
+    for name, place, least, remedy in (
+        ("disk", ".", 2, "free some, or work elsewhere"),
+        ("temporary files", tempfile.gettempdir(), 2, "free some, or set TMPDIR"),
+        ("shared memory", "/dev/shm", 1, "docker run --shm-size=8g, or --workers 0"),
+    ):
+        if os.path.exists(place):  # macOS has no /dev/shm, where workers hand batches over
+            free = shutil.disk_usage(place).free / 2**30
+            found = f"{free:.1f} GiB free at {os.path.abspath(place)}"
+            checks.append(Check(name, free >= least, found, remedy))
     return checks

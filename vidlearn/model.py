@@ -38,15 +38,10 @@ from vidlearn.tokens import (
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [B or 1, 1, N, head width]
 # width, depth, heads and MLP ratio of the published vision transformers
 SIZES: dict[str, tuple[int, int, int, float]] = {
-    "micro": (96, 4, 3, 4.0),
-    "tiny": (192, 12, 3, 4.0),
-    "small": (384, 12, 6, 4.0),
-    "base": (768, 12, 12, 4.0),
-    "large": (1024, 24, 16, 4.0),
-    "huge": (1280, 32, 16, 4.0),
-    "giant": (1408, 40, 16, 48 / 11),
-    "gigantic": (1664, 48, 16, 64 / 13),
-}
+    "micro": (96, 4, 3, 4.0), "tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0), "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11), "gigantic": (1664, 48, 16, 64 / 13),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,15 +158,12 @@ class Encoder(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        if cfg.frames == 1:
-            self.patch_embed: FrameEmbed | TubeletEmbed = FrameEmbed(cfg.patch, cfg.width)
-        else:
-            self.patch_embed = TubeletEmbed(cfg.patch, cfg.tubelet, cfg.width)
+        frame, tubelet = (cfg.patch, cfg.width), (cfg.patch, cfg.tubelet, cfg.width)
+        self.patch_embed = FrameEmbed(*frame) if cfg.frames == 1 else TubeletEmbed(*tubelet)
         if cfg.pos == "sincos":
             self.register_buffer("pos_embed", sincos_table(cfg.width, cfg.grid))
-        self.blocks = nn.ModuleList(
-            Block(cfg.width, cfg.heads, cfg.mlp_ratio) for _ in range(cfg.depth)
-        )
+        shape = cfg.width, cfg.heads, cfg.mlp_ratio
+        self.blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.apply(init_weights)
 
@@ -179,18 +171,15 @@ class Encoder(nn.Module):
         """All tokens with their positions added, and their grid: [B, N, D]."""
         x = self.patch_embed(clip_BCTHW)
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
-        tubelet = self.patch_embed.tubelet
         height, width = clip_BCTHW.shape[-2:]
-        grid = token_grid(frames, height, width, self.cfg.patch, tubelet)
+        grid = token_grid(frames, height, width, self.cfg.patch, self.patch_embed.tubelet)
         if self.cfg.pos == "sincos":
             x = x + resize_table(self.pos_embed, self.cfg.grid, grid)
         return x, grid
 
     def encode(self, tokens_BND: Tensor, grid: Grid, keep_BK: Tensor | None = None) -> Tensor:
         """Run the blocks on all tokens, or on the kept ones: [B, N or K, D]."""
-        rotary = None
-        if self.cfg.pos != "sincos":
-            rotary = _rotary(grid, keep_BK, self.cfg.width // self.cfg.heads, self.cfg, tokens_BND)
+        rotary = _rotary(self.cfg, grid, keep_BK, self.cfg.width // self.cfg.heads, tokens_BND)
         x = tokens_BND if keep_BK is None else gather_tokens(tokens_BND, keep_BK)
         for block in self.blocks:
             x = block(x, rotary)
@@ -202,9 +191,11 @@ class Encoder(nn.Module):
 
 
 def _rotary(
-    grid: Grid, keep_BK: Tensor | None, head: int, cfg: ModelConfig, like: Tensor
-) -> Rotary:
-    """Cosines and sines for the kept tokens, once for all blocks: [B or 1, 1, N, head]."""
+    cfg: ModelConfig, grid: Grid, keep_BK: Tensor | None, head: int, like: Tensor
+) -> Rotary | None:
+    """Cosines and sines for the kept tokens, once for all blocks; None where tables are added."""
+    if cfg.pos == "sincos":
+        return None
     place = positions(grid, like.device)
     place = place[None] if keep_BK is None else place[keep_BK]
     cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=like.dtype)
@@ -223,12 +214,10 @@ class Predictor(nn.Module):
         self.predictor_embed = nn.Linear(cfg.width, width)
         if cfg.pos == "sincos":
             self.register_buffer("predictor_pos_embed", sincos_table(width, cfg.grid))
-        self.mask_tokens = nn.ParameterList(
-            nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens)
-        )
-        self.predictor_blocks = nn.ModuleList(
-            Block(width, cfg.pred_heads, cfg.mlp_ratio) for _ in range(cfg.pred_depth)
-        )
+        holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
+        self.mask_tokens = nn.ParameterList(holes)
+        shape = width, cfg.pred_heads, cfg.mlp_ratio
+        self.predictor_blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.pred_depth))
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
         self.predictor_proj = nn.Linear(width, cfg.width)
         self.apply(init_weights)
@@ -241,13 +230,11 @@ class Predictor(nn.Module):
         x = self.predictor_embed(context_BKD)
         batch, n_target = target_BK.shape
         hole = self.mask_tokens[kind].to(x.dtype).expand(batch, n_target, -1)
-        rotary = None
         if cfg.pos == "sincos":
             x = x + gather_tokens(self.predictor_pos_embed, context_BK)
             hole = hole + gather_tokens(self.predictor_pos_embed, target_BK)
-        else:
-            keep = torch.cat([context_BK, target_BK], dim=1)
-            rotary = _rotary(cfg.grid, keep, cfg.pred_width // cfg.pred_heads, cfg, x)
+        keep = torch.cat([context_BK, target_BK], dim=1)
+        rotary = _rotary(cfg, cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         x = torch.cat([x, hole], dim=1)
         for block in self.predictor_blocks:
             x = block(x, rotary)

@@ -13,7 +13,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,31 +35,9 @@ from vidlearn.schedule import warmup_cosine
 from vidlearn.transform import normalize
 
 Device = torch.device | str
-Function = Callable[[Tensor], Tensor]
-Make = Callable[[], nn.Module]
-Setting = tuple[float, float]  # highest learning rate, weight decay
-STEPS = 400  # of a probe, with 64 clips each; 20 epochs where those are more
+Source = Encoder | Callable[[Tensor], Tensor]  # on the device; clips -> tokens [B, T', S, D]
 Labelled = tuple[Tensor, Tensor]  # features [N, ...], labels [N]
-
-
-@dataclass
-class Features:
-    """Frozen float16 features of the readable, labelled clips; who could not be read, and why."""
-
-    tokens_NTSD: Tensor
-    labels: Tensor
-    indices: Tensor
-    bad: list[tuple[str, str]]
-
-    @property
-    def time_NTD(self) -> Tensor:
-        """Averaged over space only: what happened when is still there."""
-        return self.tokens_NTSD.float().mean(2)
-
-    @property
-    def mean_ND(self) -> Tensor:
-        """Averaged over space and time: the order of the tokens is gone."""
-        return self.time_NTD.mean(1)
+STEPS = 400  # of a probe, with 64 clips each; 20 epochs where those are more
 
 
 def whole_clip(clips_BCTHW: Tensor) -> Tensor:
@@ -74,46 +51,36 @@ def one_frame(clips_BCTHW: Tensor) -> Tensor:
     return whole_clip(clips_BCTHW[:, :, clips_BCTHW.shape[2] // 2, None])
 
 
-def features(source: Encoder | Function, dataset: ClipDataset, **how: Any) -> Features:
-    """Frozen features of one encoder, `one_frame` or `whole_clip`; keywords as in `collect`."""
-    return collect({"": source}, dataset, **how)[""]
-
-
 @torch.inference_mode()
 def collect(
-    sources: dict[str, Encoder | Function],
-    dataset: ClipDataset,
-    *,
-    normalize_how: str,
-    device: Device = "cpu",
-    batch_size: int = 32,
-    workers: int = 0,
-) -> dict[str, Features]:
-    """Features from several sources in one pass: each video is decoded once, and normalised alike.
+    sources: dict[str, Source], data: Manifest, config: Config, device: Device = "cpu"
+) -> tuple[dict[str, Tensor], Tensor, dict[str, str]]:
+    """Float16 tokens [N, T', S, D] of each source, labels [N], and why a video was not read.
 
-    A source is an encoder on the device, or a function from clips to tokens [B, T', S, D].
+    In one pass over the centre clips: each is decoded once, and normalised alike for all.
+    ConfigError: no video is both labelled and readable.
     """
+    spec, transform = config.clip_spec(), config.transform(False)
+    dataset = ClipDataset(data, spec, transform, backend=config.backend, random_clips=False)
     found: dict[str, list[Tensor]] = {name: [] for name in sources}
-    labels, indices, bad = [], [], []
+    bad: dict[str, str] = {}
+    labels = []
     bar: dict[str, Any] = {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}
-    for batch in track(eval_loader(dataset, batch_size, workers), "features", **bar):
-        bad += batch.bad
+    for batch in track(eval_loader(dataset, 32, config.workers), "features", **bar):
+        bad |= dict(batch.bad)
         keep = batch.valid & (batch.labels >= 0)
         if not keep.any():
             continue
         labels.append(batch.labels[keep])
-        indices.append(batch.indices[keep])
-        clips = normalize(batch.clips[keep].to(device), normalize_how)
+        clips = normalize(batch.clips[keep].to(device), config.input_norm)
         for name, source in sources.items():
+            tokens = source(clips)
             if isinstance(source, Encoder):
-                tokens = source.eval()(clips).unflatten(1, (source.cfg.grid[0], -1))
-            else:
-                tokens = source(clips)
+                tokens = tokens.unflatten(1, (source.cfg.grid[0], -1))
             found[name].append(tokens.half().cpu())
     if not labels:
-        raise ConfigError(f"{dataset.manifest.source}: no video is both labelled and readable")
-    y, rows = torch.cat(labels), torch.cat(indices)
-    return {name: Features(torch.cat(parts), y, rows, bad) for name, parts in found.items()}
+        raise ConfigError(f"{data.source}: no video is both labelled and readable")
+    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels), bad
 
 
 def _standard(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,14 +102,15 @@ def knn(train: Labelled, test: Tensor, k: int = 10) -> Tensor:
 
 
 def _best(
-    make: Make, train: Labelled, test: Tensor, settings: list[Setting], device: Device = "cpu"
-) -> Tensor:
-    """Labels [n] by AdamW with the setting that does best on a held-out fifth of train."""
+    make: Callable[[], nn.Module], train: Labelled, test: Tensor,
+    settings: list[tuple[float, float]], device: Device = "cpu",
+) -> Tensor:  # fmt: skip
+    """Labels [n] by AdamW with the (rate, decay) that does best on a held-out fifth of train."""
     x, y = train
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
     held, rest = order.tensor_split([max(1, len(y) // 5)])
 
-    def fit(chosen: Tensor, rate: float, decay: float) -> Function:
+    def fit(chosen: Tensor, rate: float, decay: float) -> Callable[[Tensor], Tensor]:
         torch.manual_seed(0)
         probe = make().to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), weight_decay=decay)
@@ -222,6 +190,8 @@ def load_frozen(path: str | Path, which: str = "target") -> tuple[Encoder, Confi
     Also its Config and step. ConfigError: nothing there, a foreign file, another model's weights.
     """
     found = Path(path)
+    if not found.exists():
+        raise ConfigError(f"{path}: not there. Give a run's folder, a checkpoint or an encoder")
     if found.is_dir():
         found = checkpoint.latest(found / "checkpoints") or checkpoint.latest(found) or found
     if found.suffix == ".safetensors":
@@ -238,28 +208,6 @@ def load_frozen(path: str | Path, which: str = "target") -> tuple[Encoder, Confi
     return encoder, config, meta["step"]
 
 
-def splits(data: Manifest, seed: int = 0) -> tuple[dict[str, Manifest], str]:
-    """train and what to evaluate on, and in words how the split was made.
-
-    Data without a split gets a fixed one, in which rows of one source_id stay together.
-    """
-    names = {row.split for row in data.rows if row.label}
-    if not names:
-        raise ConfigError(f"{data.source}: no labels. A probe needs class folders or a manifest")
-    if "train" in names and names & {"val", "test"}:
-        return {s: data.split(s) for s in ("train", "val", "test") if s in names}, "the data's own"
-    rng, source = np.random.default_rng(seed), [row.source_id or row.path for row in data.rows]
-    place: dict[str, str] = {}
-    for label in data.classes:
-        group = {s for s, row in zip(source, data.rows) if row.label == label} - place.keys()
-        for i, s in enumerate(rng.permutation(sorted(group)).tolist()):
-            place[s] = "test" if i < round(0.3 * len(group)) else "train"
-    rows = (replace(r, split=place.get(s, "train")) for s, r in zip(source, data.rows))
-    split = replace(data, rows=tuple(rows))
-    how = f"none in the data: 7 to 3 in each class, by source_id or else file, seed {seed}"
-    return {s: split.split(s) for s in ("train", "test")}, how
-
-
 def score(guess: Tensor, labels: Tensor) -> dict[str, float]:
     """Per cent right, with its 95 % interval (Wilson 1927)."""
     n, right = len(labels), int((guess == labels).sum())
@@ -268,19 +216,21 @@ def score(guess: Tensor, labels: Tensor) -> dict[str, float]:
     return {"percent": 100 * right / n, "low": low, "high": high, "right": right, "clips": n}
 
 
-def _row(found: dict[str, Features], heads: int, device: Device) -> dict[str, Any]:
+def _row(
+    tokens: dict[str, Tensor], labels: dict[str, Tensor], heads: int, device: Device
+) -> dict[str, Any]:
     """One source: probe -> split -> score. Without heads there is no attentive probe."""
-    train, tests = found["train"], {split: f for split, f in found.items() if split != "train"}
-    probes = [("knn", "mean_ND", knn), ("linear, mean", "mean_ND", linear)]
-    probes += [("linear, time kept", "time_NTD", linear)]
+    time_NTD = {split: x.float().mean(2) for split, x in tokens.items()}  # what happened when
+    mean_ND = {split: x.mean(1) for split, x in time_NTD.items()}  # the order is gone
+    probes = {"knn": (mean_ND, knn), "linear, mean": (mean_ND, linear)}
+    probes["linear, time kept"] = time_NTD, linear
     if heads:
-        probes += [("attentive", "tokens_NTSD", partial(attentive, heads=heads, device=device))]
-    row = {}
-    for name, view, classify in probes:
-        z = torch.cat([getattr(f, view) for f in tests.values()])
-        guess = classify((getattr(train, view), train.labels), z)
-        guesses = guess.split([len(f.labels) for f in tests.values()])
-        row[name] = {s: score(g, f.labels) for g, (s, f) in zip(guesses, tests.items())}
+        probes["attentive"] = tokens, partial(attentive, heads=heads, device=device)
+    tests, row = [split for split in tokens if split != "train"], {}
+    for name, (x, classify) in probes.items():
+        guess = classify((x["train"], labels["train"]), torch.cat([x[s] for s in tests]))
+        guesses = guess.split([len(labels[s]) for s in tests])
+        row[name] = {s: score(g, labels[s]) for s, g in zip(tests, guesses)}
     return row
 
 
@@ -291,44 +241,34 @@ def report(
 
     Args:
         path, which: see `load_frozen`; the target encoder is what published evaluations take.
-        data: labelled videos, with splits of their own or else those of `splits`.
-        seed: of the random encoder and of `splits`.
+        data: labelled videos, with splits of their own or else those of `Manifest.splits`.
+        seed: of the random encoder and of those splits.
     """
     began = time.perf_counter()
     encoder, config, step = load_frozen(path, which)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = Encoder(config.model())
-    sources: dict[str, Encoder | Function] = {
-        "trained encoder": encoder.to(device),
-        "random encoder": fresh.to(device),
-        "pixels, one frame": one_frame,
-        "pixels, whole clip": whole_clip,
-    }
-    parts, how = splits(data, seed)
-    found: dict[str, dict[str, Features]] = {name: {} for name in sources}
-    spec, transform, norm = config.clip_spec(), config.transform(False), config.input_norm
-    for split, part in parts.items():
-        clips = ClipDataset(part, spec, transform, backend=config.backend, random_clips=False)
-        new = collect(sources, clips, normalize_how=norm, device=device, workers=config.workers)
-        for name in sources:
-            found[name][split] = new[name]
-    one, heads = found["random encoder"], {n: config.heads * ("encoder" in n) for n in sources}
+    sources: dict[str, Source] = {
+        "trained encoder": encoder.to(device).eval(), "random encoder": fresh.to(device).eval(),
+        "pixels, one frame": one_frame, "pixels, whole clip": whole_clip,
+    }  # fmt: skip
+    parts, how = data.splits(seed)
+    found = {split: collect(sources, part, config, device) for split, part in parts.items()}
+    labels, rows = {split: y for split, (_, y, _) in found.items()}, {}
+    for name in sources:
+        tokens = {split: x[name] for split, (x, _, _) in found.items()}
+        rows[name] = _row(tokens, labels, config.heads * ("encoder" in name), device)
     # What a guess that is always the most frequent class would get.
-    most = {s: 100 * int(f.labels.bincount().max()) / len(f.labels) for s, f in one.items()}
+    most = {split: 100 * int(y.bincount().max()) / len(y) for split, y in labels.items()}
     return {
-        "checkpoint": str(path),
-        "step": step,
-        "encoder": which,
-        "data": data.source,
-        "splits": how,
-        "clips": {split: len(f.labels) for split, f in one.items()},
+        "checkpoint": str(path), "step": step, "encoder": which, "data": data.source,
+        "splits": how, "clips": {split: len(y) for split, y in labels.items()},
         "chance": {split: most[split] for split in most if split != "train"},
         "unlabelled": sum(data.label_index(row) < 0 for row in data.rows),
-        "unreadable": {path: cause for f in one.values() for path, cause in f.bad},
-        "rows": {name: _row(found[name], heads[name], device) for name in sources},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        "unreadable": {path: cause for *_, bad in found.values() for path, cause in bad.items()},
+        "rows": rows, "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
 
 
 def show(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ Nothing here imports torch, so that `vidlearn --help` answers at once. Taught in
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -37,7 +37,7 @@ class Config:
     crop_scale: tuple[float, float] = (0.3, 1.0)  # Area of the random crop as a share of the frame
     flip: float = 0.5  # Probability of mirroring a clip; 0 where left and right matter
     input_norm: str = "imagenet"  # imagenet: fixed mean and deviation; clip: each clip by its own
-    backend: str = "decord"  # Decoder: decord, pyav, torchcodec or auto
+    backend: str = "decord"  # Decoder: decord, pyav or torchcodec
     workers: int = 4  # Loader processes for each training process
     max_bad_share: float = 0.05  # Stop when more than this share of the videos cannot be read
     # the model
@@ -76,6 +76,14 @@ class Config:
     # What may differ between a run and its continuation.
     _FREE = ("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads")
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, free = getattr(self, field.name), ("workers", "warmup", "seed")
+            least = 1 if field.type == "int" and field.name not in free else 0
+            if field.type in ("int", "float") and not value >= least:
+                name = field.name.replace("_", "-")
+                raise ConfigError(f"--{name} {value}: give {least} or more")
+
     def model(self) -> ModelConfig:
         """The shape of the model."""
         from vidlearn.mask import MASKS
@@ -95,28 +103,23 @@ class Config:
         """Crop, resize and flip: at random for training, the centre otherwise."""
         from vidlearn.transform import ClipTransform
 
-        return ClipTransform(
-            size=self.size, train=train, scale=self.crop_scale, flip=self.flip if train else 0.0
-        )
+        flip = self.flip if train else 0.0
+        return ClipTransform(size=self.size, train=train, scale=self.crop_scale, flip=flip)
 
     def to_json(self) -> str:
         """The choices as JSON, without `about`."""
-        choices = asdict(self)
-        del choices["about"]
-        return json.dumps(choices)
+        return json.dumps({name: x for name, x in asdict(self).items() if name != "about"})
 
     @classmethod
     def from_json(cls, text: str) -> Config:
         """The Config that `to_json` wrote."""
-        values: dict[str, Any] = json.loads(text)
-        unknown = set(values) - {f.name for f in fields(cls)}
+        values = json.loads(text).items()
+        saved: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in values}
+        unknown = sorted(set(saved) - {f.name for f in fields(cls)})
         if unknown:
-            raise ConfigError(
-                f"config: unknown fields {sorted(unknown)}; it was written by another version"
-            )
-        for key, value in values.items():
-            values[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+            why = "it was written by another version"
+            raise ConfigError(f"config: unknown fields {unknown}; {why}")
+        return cls(**saved)
 
     def differences(self, other: Config) -> list[str]:
         """Fields that make this another run than `other`, each as 'name: mine, theirs'."""
@@ -126,73 +129,35 @@ class Config:
 
 LAPTOP = Config(
     about="""A V-JEPA of 0.5 M parameters on the built-in videos.
-
     Command: vidlearn train laptop   (or: torchrun --nproc-per-node 2 -m vidlearn train laptop)
-    Cost: about 3 CPU-minutes. Result: see chapter 11 and `vidlearn probe`.
-    """,
-    size=48,
-    frames=8,
-    stride_frames=2,
-    crop_scale=(0.5, 1.0),
-    flip=0.0,
-    input_norm="clip",
-    workers=1,
-    patch=8,
-    width=96,
-    depth=4,
-    heads=3,
-    pred_width=48,
-    pred_depth=2,
-    pred_heads=3,
-    masks="future",
-    mask_cycle=True,
-    var_cov=0.1,
-    batch=16,
-    steps=600,
-    warmup=60,
-    lr_start=1e-4,
-    lr=1e-3,
-    weight_decay=(0.04, 0.04),
-    ema=(0.99, 1.0),
-    save_every=100,
-)
+    Cost: about 3 CPU-minutes. Result: see chapter 11 and `vidlearn probe`.""",
+    size=48, frames=8, stride_frames=2, crop_scale=(0.5, 1.0), flip=0.0, input_norm="clip",
+    patch=8, width=96, depth=4, heads=3, pred_width=48, pred_depth=2, pred_heads=3,
+    masks="future", mask_cycle=True, var_cov=0.1, workers=1,
+    batch=16, steps=600, warmup=60, lr_start=1e-4, lr=1e-3, weight_decay=(0.04, 0.04),
+    ema=(0.99, 1.0), save_every=100,
+)  # fmt: skip
 GPU = Config(
     about="""A ViT-S on clips of 16 x 112 x 112: the first real run on one GPU.
-
     Command: vidlearn train gpu --data DIR
-    Cost: 20,000 steps of 128 clips; not yet timed on a GPU by us. Result: not yet measured.
-    """,
-    size=112,
-    width=384,
-    depth=12,
-    heads=6,
-    pred_width=192,
-    pred_depth=6,
-    pred_heads=6,
-    batch=128,
-    steps=20_000,
-    warmup=1_000,
-    workers=8,
-)
+    Cost: 20,000 steps of 128 clips; not yet timed on a GPU by us. Result: not yet measured.""",
+    size=112, width=384, depth=12, heads=6, pred_width=192, pred_depth=6, pred_heads=6,
+    batch=128, steps=20_000, warmup=1_000, workers=8,
+)  # fmt: skip
 VITL16 = Config(
     about="""The published V-JEPA ViT-L/16, 224 px, with the fair masks.
-
     Command: sbatch, see slurm/many_nodes.sbatch; --mask-cut vjepa1 --pred-heads 16 is as published.
     Cost: 7.1e20 FLOPs (2.55 TFLOP a clip), by our count. Result, published: 80.8 % on Kinetics-400
-    and 69.5 % on Something-Something v2 with an attentive probe (Bardes et al. 2024).
-    """,
+    and 69.5 % on Something-Something v2 with an attentive probe (Bardes et al. 2024).""",
     workers=12,
 )
-VITH16 = Config(
+VITH16 = replace(
+    VITL16,
     about="""The published V-JEPA ViT-H/16, 224 px, with the fair masks.
-
     Command: sbatch, see slurm/many_nodes.sbatch. Cost: 1.3e21 FLOPs, by our count.
-    Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.
-    """,
-    width=1280,
-    depth=32,
-    workers=12,
-)
+    Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.""",
+    width=1280, depth=32,
+)  # fmt: skip
 RECIPES: dict[str, Config] = {"laptop": LAPTOP, "gpu": GPU, "vitl16": VITL16, "vith16": VITH16}
 
 

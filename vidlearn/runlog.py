@@ -11,11 +11,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
@@ -34,39 +33,26 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, config: Config, *, active: bool) -> None:
-        self.active, self.config, self.out = active, config, out
-        self.progress: Progress | None = None
+        self.active, self.out, self.file = active, out, out / "metrics.jsonl"
         self.board: Any = None
+        live = active and sys.stderr.isatty()
+        self.bar = Progress(console=Console(stderr=True), disable=not live)
+        self.task = self.bar.add_task(f"step {step}", total=config.steps, completed=step)
         if not active:
             return
-        self.file = out / "metrics.jsonl"
         if self.file.exists():
             kept = [m for m in read_metrics(self.file) if m["step"] <= step]
             self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
         (out / "config.json").write_text(config.to_json() + "\n")
         if config.tensorboard:
             self.board = _tensorboard(out)
-        if sys.stderr.isatty():
-            self.progress = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.task = self.progress.add_task("", total=config.steps, completed=step, loss=0.0)
 
     def __enter__(self) -> RunLog:
-        if self.progress:
-            self.progress.start()
+        self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self.progress:
-            self.progress.stop()
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
         if self.board:
             self.board.close()
 
@@ -77,10 +63,7 @@ class RunLog:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
         with open(self.out / "train.log", "a") as f:
             f.write(line + "\n")
-        if self.progress:
-            self.progress.console.print(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)  # a live bar lets it pass above itself
 
     def write(self, metrics: dict[str, float], *, bad: int) -> None:
         """The numbers of a step; `bad` is how many videos could not be read so far."""
@@ -91,23 +74,17 @@ class RunLog:
         if self.board:
             for name, value in metrics.items():
                 self.board.add_scalar(name, value, metrics["step"])
-        if self.progress:
-            self.progress.update(self.task, completed=metrics["step"], loss=metrics["loss"])
-        text = (
-            f"step {metrics['step']:6d}  loss {metrics['loss']:.4f}  spread "
-            f"{metrics['spread']:.3f}  rank {metrics['effective_rank']:.1f}  "
-            f"{metrics['clips_per_s']:.1f} clips/s  waiting {metrics['wait_share']:.0%}"
-        )
-        if bad:
-            text += f"  unreadable videos {bad} (quarantine.jsonl)"
-        self.say(text)
+        text = f"step {metrics['step']:6d}  loss {metrics['loss']:.4f}"
+        self.bar.update(self.task, completed=metrics["step"], description=text)
+        text += f"  spread {metrics['spread']:.3f}  rank {metrics['effective_rank']:.1f}"
+        text += f"  {metrics['clips_per_s']:.1f} clips/s  waiting {metrics['wait_share']:.0%}"
+        self.say(text + f"  unreadable videos {bad} (quarantine.jsonl)" * bool(bad))
 
 
 def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError(
-            "--tensorboard needs the package tensorboard: pip install 'vidlearn[tensorboard]'"
-        ) from error
+        remedy = "pip install 'vidlearn[tensorboard]'"
+        raise ConfigError(f"--tensorboard needs the package tensorboard: {remedy}") from error
     return SummaryWriter(str(out / "tensorboard"))

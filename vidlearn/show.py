@@ -173,10 +173,8 @@ def bars(
     return picture(figure, f"bars in {unit}, {', '.join(told)}.", title=title)
 
 
-def lines(
-    series: Mapping[str, Any], *, x_label: str, y_label: str, title: str = "", log: str = ""
-) -> Picture:
-    """A line a name; a series is (x, y) or (x, y, half error bar); log: "x", "y" or "xy"."""
+def lines(series: Mapping[str, Any], *, x_label: str, y_label: str, title: str = "") -> Picture:
+    """A line a name; a series is (x, y) or (x, y, half error bar)."""
     figure, axis = axes()
     told = []
     for (name, (x, y, *error)), marker in zip(series.items(), "osD^vPX*<>" * 9):
@@ -185,7 +183,6 @@ def lines(
         chosen = range(len(x)) if len(x) <= 8 else [0, np.argmin(y), np.argmax(y), -1]
         told.append(f"{name} " + ", ".join(f"{y[at]:.3g} at {x[at]:.3g}" for at in chosen))
     axis.set(xlabel=x_label, ylabel=y_label, title=title)
-    axis.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
     axis.legend(frameon=False)
     return picture(figure, f"{y_label} against {x_label}. {'; '.join(told)}.", title=title)
 

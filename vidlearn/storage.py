@@ -1,9 +1,9 @@
-"""What is inside a video file, how to write one, and what a plan to store many costs.
+"""What is inside a video file, how to read it through, and how to write one.
 
-In: a path, or frames. Out: a `FrameTable` (one row a frame), a file, bytes and hours.
+In: a path, or frames. Out: a `FrameTable` (one row a frame), frames, a file.
 Traded: a table reads the packets and decodes one frame, which is quick but believes the file;
 where the packets give a reason for doubt, the whole file is decoded once. Encoders get one
-thread, so that the bytes do not depend on the machine. Chapters 4, 5 (plan) and 6.
+thread, so that the bytes do not depend on the machine. Chapters 4 and 6.
 """
 
 from __future__ import annotations
@@ -28,19 +28,16 @@ AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
 # PyAV before 19 stops at a title that is not UTF-8 unless it is told not to.
 LENIENT: Any = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Each change of pixel format would start threads, one for each core.
+ONE_THREAD: Any = {"threads": 1}
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
 RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "mpeg2video", "ffv1", "prores"}
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
 FLAGS = ("key", "clean", "referenced", "hidden", "discard", "corrupt")
-TIMES = [("pts", float), ("dts", float), ("bytes", np.int64)]
-PACKET = np.dtype([*TIMES, *((flag, bool) for flag in FLAGS)])
-# What makes groups closed and exactly `gop` frames long, for each encoder on offer. x264's
-# macroblock tree reads memory that it never wrote: with it, bytes differ from run to run.
-CLOSED = {
-    "libx264": {"sc_threshold": "0", "mbtree": "0"},
-    "libx265": {"x265-params": "open-gop=0:scenecut=0:log-level=none"},
-    "libsvtav1": {"svtav1-params": "scd=0"},
-}
+PACKET = np.dtype([("pts", float), ("dts", float), ("bytes", "i8"), *((f, bool) for f in FLAGS)])
+# Makes groups exactly `gop` frames long. x264's macroblock tree reads memory that it never wrote:
+# with it, bytes differ from run to run.
+X264 = {"sc_threshold": "0", "mbtree": "0"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +58,12 @@ class FrameTable:
     height: int
     rotation_deg: int
     fps: float
+    seekable: bool
+    why: str
     pts_s: np.ndarray
     bytes: np.ndarray
     is_key: np.ndarray
     decode_order: np.ndarray
-    seekable: bool
-    why: str
     ticks: np.ndarray
     start: np.ndarray
     referenced: np.ndarray
@@ -90,7 +87,8 @@ def open_video(path: AnyPath) -> Iterator[tuple[Any, Any]]:
         with av.open(os.fspath(path), "r", **LENIENT) as container:
             for stream in container.streams.video:
                 # A cover picture (disposition 1024) is no video; no context means no decoder.
-                if stream.codec_context and not int(getattr(stream, "disposition", 0)) & 1024:
+                cover = getattr(getattr(stream, "disposition", 0), "value", 0) & 1024
+                if stream.codec_context and not cover:
                     stream.codec_context.thread_count = 1
                     yield container, stream
                     return
@@ -110,26 +108,23 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
 
 def upright(frame: Any) -> np.ndarray:
     """A PyAV frame as RGB uint8 [H, W, 3], turned and mirrored as a player shows it."""
-    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24")
+    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24", **ONE_THREAD)
     if b:
         image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def _packets(container: Any, stream: Any) -> np.ndarray:
+def _packets(stream: Any) -> np.ndarray:
     """What the file says of each picture, in decode order, without decoding."""
     codec, rows = stream.codec_context.name, []
     head = bytes(stream.codec_context.extradata or b"")
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
         if packet.size:
-            data, clean, referenced = memoryview(packet), packet.is_keyframe, True
-            if codec == "h264":
-                idr, referenced = _h264_picture(data, head)
-                clean = clean and idr
-            times = (math.nan if t is None else t for t in (packet.pts, packet.dts))
+            data, key = memoryview(packet), packet.is_keyframe
+            idr, referenced = _h264_picture(data, head) if codec == "h264" else (True, True)
             hidden = codec == "vp8" and not data[0] & 16
-            flags = clean, referenced, hidden, packet.is_discard, packet.is_corrupt
-            rows.append((*times, packet.size, packet.is_keyframe, *flags))
+            flags = key, key and idr, referenced, hidden, packet.is_discard, packet.is_corrupt
+            rows.append((packet.pts, packet.dts, packet.size, *flags))  # no time becomes NaN
     return np.array(rows, PACKET)
 
 
@@ -144,10 +139,10 @@ def _h264_picture(data: memoryview, head: bytes) -> tuple[bool, bool]:
     return False, True
 
 
-def _reasons(container: Any, stream: Any, packets: np.ndarray, first: Any) -> tuple[str, str]:
+def _reasons(stream: Any, codec: str, packets: np.ndarray, first: Any) -> tuple[str, str]:
     """Why frames can only be counted, and why decord must not seek ("": no reason)."""
-    pts, key, n, codec = packets["pts"], packets["key"], len(packets), _codec(stream)
-    kinds, pixels = {*container.format.name.split(",")}, first.format.name
+    pts, key, n = packets["pts"], packets["key"], len(packets)
+    kinds, pixels = {*stream.container.format.name.split(",")}, first.format.name
     doubts = {
         "times in this kind of file are not exact": not kinds & {"mp4", "matroska"},
         f"key frames of {codec} may be no clean starts": codec not in RESTART,
@@ -169,14 +164,10 @@ def _reasons(container: Any, stream: Any, packets: np.ndarray, first: Any) -> tu
         f"readers colour {pixels} in different ways": pixels not in ALIKE,
         "readers colour odd sides in different ways": first.width % 2 or first.height % 2,
         "readers disagree on how to turn it": orientation(first) != (1, 0, 0, 1),
-        "decord may read another of its videos": len(container.streams.video) > 1,
+        "decord may read another of its videos": len(stream.container.streams.video) > 1,
     }
     doubt = next((reason for reason, true in doubts.items() if true), "")
     return doubt, doubt or next((reason for reason, true in cautions.items() if true), "")
-
-
-def _codec(stream: Any) -> str:
-    return stream.codec_context.name.replace("libdav1d", "av1")
 
 
 def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
@@ -216,10 +207,10 @@ def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
 def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
     shown, first = _decode(path, everything=types)
     with open_video(path) as (container, stream):
-        packets = _packets(container, stream)
-        doubt, why = _reasons(container, stream, packets, first)
+        kind, codec = container.format.name, stream.codec_context.name.replace("libdav1d", "av1")
+        packets = _packets(stream)
+        doubt, why = _reasons(stream, codec, packets, first)
         tick_s, rate = float(stream.time_base), float(stream.average_rate or 25)
-        kind, codec = container.format.name, _codec(stream)
     if types or doubt:
         shown = shown if types else _decode(path, everything=True)[0]
         order = np.array([number for number, _ in shown])
@@ -236,13 +227,12 @@ def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
     turn_deg = round(math.degrees(math.atan2(b, a))) % 360
     start = np.maximum.accumulate(np.where(rows["clean"] & (not doubt), np.arange(n), 0))
     ticks = ticks[:0] if doubt else ticks.astype(np.int64)
-    columns = pts_s, rows["bytes"].copy(), rows["key"].copy(), order
-    needs = start, rows["referenced"].copy()
-    letters = tuple(letter for _, letter in shown) if types else ()
-    for column in (*columns, ticks, *needs):
+    size, key, referenced = (rows[name].copy() for name in ("bytes", "key", "referenced"))
+    columns = pts_s, size, key, order, ticks, start, referenced
+    for column in columns:
         column.setflags(write=False)  # all who ask for this file share the table
-    about = path, kind, codec, width, height, turn_deg, fps
-    return FrameTable(*about, *columns, not why, why, ticks, *needs, letters)
+    about = path, kind, codec, width, height, turn_deg, fps, not why, why
+    return FrameTable(*about, *columns, tuple(letter for _, letter in shown) if types else ())
 
 
 def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool = False) -> int:
@@ -260,28 +250,20 @@ def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool 
 
 
 def encode(
-    path: AnyPath,
-    frames_THWC: Iterable[np.ndarray],
-    fps: float,
-    *,
-    codec: str = "libx264",
-    gop: int = 12,
-    crf: float = 23,
-    b_frames: int = 2,
-    short_side: int | None = None,
-    options: dict[str, str] | None = None,
-    times_s: Iterable[float] | None = None,
-) -> Path:
-    """Write RGB uint8 frames as yuv420p, a key frame every `gop`; the whole file or none.
+    path: AnyPath, frames_THWC: Iterable[np.ndarray], fps: float, *, gop: int = 12,
+    crf: float = 23, b_frames: int = 2, short_side: int | None = None,
+    options: dict[str, str] | None = None, times_s: Iterable[float] | None = None,
+) -> Path:  # fmt: skip
+    """Write RGB uint8 frames as H.264, yuv420p, a key frame every `gop`; the whole file or none.
 
-    `short_side` scales (sides become even); `options` are the encoder's own and win; `times_s`
-    replaces the even times of `fps`. ConfigError: an odd side without `short_side`, an unknown
-    codec, no frames. VideoError: the file cannot be written.
+    `short_side` scales (sides become even); `options` are x264's own and win; `times_s` replaces
+    the even times of `fps`. ConfigError: no frames, others than [T, H, W, 3], or an odd side
+    without `short_side`. VideoError: the file cannot be written.
     """
     path, frames = Path(path), iter(frames_THWC)
     first = next(frames, None)
-    if codec not in CLOSED or first is None or first.dtype != np.uint8 or first.shape[2:] != (3,):
-        raise ConfigError(f"{path}: give uint8 frames [T, H, W, 3] and a codec of {[*CLOSED]}")
+    if first is None or first.dtype != np.uint8 or first.shape[2:] != (3,):
+        raise ConfigError(f"{path}: give uint8 frames [T, H, W, 3], at least one")
     height, width = first.shape[:2]
     if short_side:
         half = short_side / min(height, width) / 2
@@ -290,19 +272,19 @@ def encode(
         raise ConfigError(f"{path}: {width}x{height} has an odd side: crop it or set short_side")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    unit, settings = Fraction(1, 90000), {**CLOSED[codec], "crf": str(crf), **(options or {})}
+    unit, settings = Fraction(1, 90000), {**X264, "crf": str(crf), **(options or {})}
     times_s = (i / fps for i in count()) if times_s is None else times_s
     try:
         with av.open(str(part), "w") as out:
             rate = Fraction(fps).limit_denominator(1001)
-            stream: Any = out.add_stream(codec, rate=rate, options=settings)
+            stream: Any = out.add_stream("libx264", rate=rate, options=settings)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.gop_size, context.max_b_frames, context.bit_rate = gop, b_frames, 0
             context.thread_count, context.time_base = 1, unit
             for time_s, image_HWC in zip(times_s, chain([first], frames)):
                 frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA")
+                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", **ONE_THREAD)
                 frame.pts, frame.time_base = round(time_s / unit), unit
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
@@ -321,29 +303,16 @@ def transcode(source: AnyPath, target: AnyPath, **settings: Any) -> Path:
     """
     table = frame_table(source)
     settings.setdefault("short_side", 2 * (min(table.height, table.width) // 2))
-    return encode(target, read_in_order(source), table.fps, times_s=table.pts_s, **settings)
+    return encode(target, iter_frames(source), table.fps, times_s=table.pts_s, **settings)
 
 
-def read_in_order(path: AnyPath) -> Iterator[np.ndarray]:
-    """Every frame [H, W, 3] in order, upright. VideoError: a frame is damaged."""
+def iter_frames(path: AnyPath) -> Iterator[np.ndarray]:
+    """Every frame, uint8 [H, W, 3], upright, in order: all backends are held to this.
+
+    VideoError: a frame is damaged, or the file ends before its time.
+    """
     with open_video(path) as (container, stream):
         for row, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
                 raise VideoError(path, f"frame {row} is damaged", AGAIN)
             yield upright(frame)
-
-
-def plan(
-    hours: float, fps: float, width: int, height: int, *, bits_per_pixel: float
-) -> dict[str, float]:
-    """What video costs: bytes as RGB and as stored, and hours for one core to decode it once.
-
-    Decoding takes 4.3 ns a pixel and 8.1 ns a bit, within 40 %: fitted to H.264 camera footage,
-    PyAV 18.1, one thread of an AMD EPYC.
-    """
-    pixels = hours * 3600 * fps * width * height
-    return {
-        "raw_bytes": 3 * pixels,
-        "stored_bytes": pixels * bits_per_pixel / 8,
-        "decode_core_hours": pixels * (4.3 + 8.1 * bits_per_pixel) / 3.6e12,
-    }

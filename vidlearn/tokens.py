@@ -70,10 +70,13 @@ def positions(grid: Grid, device: torch.device | None = None) -> Tensor:
 
 def _sincos_1d(width: int, place: Tensor) -> Tensor:
     """[n] places -> [n, width]: sines of falling frequencies, then their cosines."""
-    pair = torch.arange(width // 2, dtype=torch.float64, device=place.device)
-    omega = 10000.0 ** (-pair / (width / 2))
-    angle = place.to(torch.float64)[:, None] * omega
+    angle = place.to(torch.float64)[:, None] * _frequencies(width // 2, place.device)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _frequencies(n: int, device: torch.device) -> Tensor:
+    """1 down to almost 1/10,000 in n steps of one ratio: float64 [n]."""
+    return 10000.0 ** (-torch.arange(n, dtype=torch.float64, device=device) / n)
 
 
 def sincos_table(width: int, grid: Grid, *, uniform: bool = True) -> Tensor:
@@ -110,27 +113,14 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines that turn pairs of query and key numbers by a token's (t, h, w).
 
-    Each axis owns 2 * ((head_width // 3) // 2) numbers; the rest is not turned (cos 1, sin 0).
-
-    Args:
-        place_N3: positions [..., N, 3].
-        head_width: numbers in one attention head.
-        layout: "rope2" repeats the list of frequencies (V-JEPA 2), "rope21" repeats each
-            frequency for its pair (V-JEPA 2.1).
-
-    Returns:
-        (cos, sin), each [..., N, head_width].
+    From positions [..., N, 3] to (cos, sin), each [..., N, head_width]. Each axis owns
+    2 * ((head_width // 3) // 2) of them; the rest is not turned (cos 1, sin 0). The layout
+    "rope2" repeats the list of frequencies (V-JEPA 2), "rope21" each one for its pair (V-JEPA 2.1).
     """
     d = 2 * ((head_width // 3) // 2)
-    omega = 10000.0 ** (
-        -torch.arange(d // 2, dtype=torch.float64, device=place_N3.device) / (d / 2)
-    )
-    angle = place_N3.to(torch.float64)[..., None] * omega  # [..., N, 3, d/2]
-    if layout == "rope2":
-        angle = torch.cat([angle, angle], dim=-1)
-    else:
-        angle = angle.repeat_interleave(2, dim=-1)
-    angle = F.pad(angle.flatten(-2), (0, head_width - 3 * d))
+    angle = place_N3.to(torch.float64)[..., None] * _frequencies(d // 2, place_N3.device)
+    pair = torch.cat([angle, angle], -1) if layout == "rope2" else angle.repeat_interleave(2, -1)
+    angle = F.pad(pair.flatten(-2), (0, head_width - 3 * d))
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

@@ -9,6 +9,7 @@ Taught in chapters 1 and 11.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import time
@@ -51,12 +52,9 @@ class State:
 
 def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
     """Encoder and predictor, each with and without weight decay (biases and norms: none)."""
-    groups = []
-    for decay in (True, False):
-        for part in (model.encoder, model.predictor):
-            chosen = [p for p in part.parameters() if (p.ndim > 1) == decay]
-            groups.append({"params": chosen, "decay": decay})
-    return groups
+    parts = [list(part.parameters()) for part in (model.encoder, model.predictor)]
+    kinds = [(decay, part) for decay in (True, False) for part in parts]
+    return [{"params": [p for p in part if (p.ndim > 1) == d], "decay": d} for d, part in kinds]
 
 
 def build(config: Config, dist: Dist) -> State:
@@ -68,7 +66,10 @@ def build(config: Config, dist: Dist) -> State:
     wrapped: nn.Module = model
     if dist.world > 1:
         here = [dist.device.index] if on_gpu else None
-        options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        names = inspect.signature(DistributedDataParallel).parameters
+        # The only buffers are tables that never change. torch 2.13 renamed the option.
+        sync = next(x for x in ("forward_sync_buffers", "broadcast_buffers") if x in names)
+        options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
         wrapped = DistributedDataParallel(model, device_ids=here, **options)
     return State(config, dist, model, wrapped, optimizer, votes=torch.zeros(2, device=dist.device))
 
@@ -76,9 +77,8 @@ def build(config: Config, dist: Dist) -> State:
 def set_rates(state: State) -> tuple[float, float, float]:
     """Learning rate and weight decay into the optimiser; returns (lr, weight decay, momentum)."""
     c, progress = state.config, state.step / max(1, state.config.steps - 1)
-    lr = schedule.warmup_cosine(
-        state.step, c.steps, warmup=c.warmup, start=c.lr_start, peak=c.lr, final=c.lr_final
-    )
+    rates = {"start": c.lr_start, "peak": c.lr, "final": c.lr_final}
+    lr = schedule.warmup_cosine(state.step, c.steps, warmup=c.warmup, **rates)
     decay = schedule.cosine(progress, *c.weight_decay)
     for group in state.optimizer.param_groups:
         group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
@@ -111,13 +111,9 @@ def forward_loss(
 def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, Any]:
     """One step: masks, forward, backward, clipping, AdamW, then the target encoder.
 
-    Args:
-        state: changed in place; its step counts up by one.
-        batch: this rank's share of the global batch, on the rank's device.
-        stop: this rank has been asked to stop; all ranks learn of it (`state.votes[1]`).
-
-    Returns:
-        Numbers of the step; tensors stay on the device, so that nothing waits for the GPU.
+    Changes `state` in place. `batch` is this rank's share of the global batch, on its device;
+    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`).
+    Returns the step's numbers; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist
     state.votes.copy_(torch.tensor([float(len(batch.indices) - len(batch.bad)), float(stop)]))
@@ -148,50 +144,32 @@ def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
     state.dist.all_reduce(total)
     loss = float(total / state.votes[0].clamp_min(1))
     if loss != loss:
-        raise VidlearnError(
-            f"the loss is not a number at step {state.step}. Lower --lr, raise --warmup, or turn "
-            "off --bf16; the last checkpoint is intact"
-        )
-    return {
-        "step": state.step,
-        "loss": loss,
-        **{name: float(value) for name, value in numbers.items()},
-        "spread": spread(target),
-        "effective_rank": effective_rank(target[:, ::4]),
-    }
+        text = f"the loss is not a number at step {state.step}; the last checkpoint is intact"
+        raise VidlearnError(f"{text}. Lower --lr, raise --warmup, or turn off --bf16")
+    floats = {name: float(value) for name, value in numbers.items()}
+    health = {"spread": spread(target), "effective_rank": effective_rank(target[:, ::4])}
+    return {"step": state.step, "loss": loss, **floats, **health}
 
 
 def save(state: State, out: Path) -> Path | None:
     """Write a checkpoint from rank 0; the others wait for it."""
-    path = None
+    path, about = None, {"config": state.config.to_json(), "step": state.step}
     if state.dist.is_main:
-        content = {
-            "config": state.config.to_json(),
-            "step": state.step,
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-        }
-        path = checkpoint.save(out / "checkpoints", state.step, content)
+        parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+        path = checkpoint.save(out / "checkpoints", state.step, {**about, **parts})
     state.dist.barrier()
     return path
 
 
 def resume(state: State, out: Path) -> bool:
-    """Go on from the newest checkpoint in `out`, if there is one.
-
-    Raises:
-        ConfigError: the checkpoint belongs to a run with other choices.
-    """
+    """Go on from the newest checkpoint in `out`, if any. ConfigError: its choices are others."""
     path = checkpoint.latest(out / "checkpoints")
     if path is None:
         return False
     content = checkpoint.load(path, map_location=state.dist.device)
-    differences = state.config.differences(Config.from_json(content["config"]))
-    if differences:
-        raise ConfigError(
-            f"{path} belongs to another run ({'; '.join(differences)}: asked, saved). "
-            "Choose another --out, or the same choices"
-        )
+    if differences := state.config.differences(Config.from_json(content["config"])):
+        text = f"{path} belongs to another run ({'; '.join(differences)}: asked, saved)"
+        raise ConfigError(f"{text}. Choose another --out, or the same choices")
     checkpoint.check_matches(content["model"], state.model, path)
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -212,26 +190,28 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _loader(config: Config, data: Manifest, dist: Dist, start: int) -> Iterator[Batch]:
-    rows = data.split("train") if any(r.split == "train" for r in data.rows) else data
-    if config.batch % dist.world:
-        raise ConfigError(f"--batch {config.batch} cannot be shared by {dist.world} processes")
-    if len(rows) < config.batch:
-        raise ConfigError(
-            f"{data.source}: {len(rows)} training videos, but --batch is {config.batch}. "
-            "Use a smaller batch or more videos"
-        )
-    dataset = ClipDataset(
-        rows, config.clip_spec(), config.transform(True), seed=config.seed, backend=config.backend
-    )
-    place: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "start_step": start}
-    sampler = ShardedSampler(len(dataset), config.batch, seed=config.seed, **place)
-    loader = make_loader(dataset, sampler, workers=config.workers, device=str(dist.device))
-    return iter(to_device(loader, dist.device))
+def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator[Batch]:
+    """This rank's training batches without end, from a step on, on the rank's device.
+
+    ConfigError: fewer training videos than a batch, or a batch that the ranks cannot share.
+    """
+    if c.batch % dist.world:
+        text = f"--batch {c.batch} cannot be shared by {dist.world} processes"
+        raise ConfigError(f"{text}: give a multiple of {dist.world}")
+    data = data.training()
+    if len(data) < c.batch:
+        text = f"{data.source}: {len(data)} training videos, but --batch is {c.batch}"
+        raise ConfigError(f"{text}. Use a smaller batch or more videos")
+    how: dict[str, Any] = {"seed": c.seed, "backend": c.backend}
+    dataset = ClipDataset(data, c.clip_spec(), c.transform(True), **how)
+    place: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "start_step": start_step}
+    sampler = ShardedSampler(len(dataset), c.batch, seed=c.seed, **place)
+    batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
+    return iter(to_device(batches, dist.device))
 
 
 def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None = None) -> dict:
-    """Run, or go on with, a training run.
+    """Run, or go on with, a training run. Returns the last metrics, and where and why it ended.
 
     Args:
         config: all choices; usually `recipes.recipe(name)` with changes.
@@ -239,15 +219,10 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
         out: folder of the run; if it holds checkpoints of this run, training goes on from them.
         dist: who this process is; found from the environment when None.
 
-    Returns:
-        step, steps, loss, seconds, wait_share, clips_per_s, bad (videos), stopped, checkpoint.
-
-    Raises:
-        ConfigError: choices that cannot be. VidlearnError: too many unreadable videos,
-            a loss that is not a number, a checkpoint that cannot be written.
+    ConfigError: choices that cannot be. VidlearnError: too many unreadable videos, a loss that
+    is not a number, a checkpoint that cannot be written.
     """
-    dist = dist or init_distributed()
-    out = Path(out)
+    dist, data, out = dist or init_distributed(), data.training(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     state = build(config, dist)
@@ -255,11 +230,10 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     log = RunLog(out, state.step, config, active=dist.is_main)
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), config.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
-    log.say(
-        f"{'goes on at' if resumed else 'starts at'} step {state.step} of {config.steps} in "
-        f"{dist.world} process(es) on {dist.device}; {len(data)} videos of {data.source}"
-    )
-    batches = _loader(config, data, dist, state.step) if state.step < config.steps else iter(())
+    batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
+    where = f"{dist.world} process(es) on {dist.device}; {len(data)} videos to train on"
+    begins = "goes on at" if resumed else "starts at"
+    log.say(f"{begins} step {state.step} of {config.steps} in {where}, of {data.source}")
     began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
     with _stop_requests() as asked, log:
         while state.step < config.steps and not state.votes[1]:
@@ -287,11 +261,9 @@ def _finish(
     """The last checkpoint, the exported encoder and the summary."""
     path = save(state, out) or checkpoint.latest(out / "checkpoints")
     if state.dist.is_main:
-        checkpoint.export_encoder(
-            out / "encoder.safetensors",
-            state.model.target_encoder.state_dict(),
-            {"config": state.config.to_json(), "step": state.step},
-        )
+        meta = {"config": state.config.to_json(), "step": state.step}
+        weights = state.model.target_encoder.state_dict()
+        checkpoint.export_encoder(out / "encoder.safetensors", weights, meta)
     stopped = stopped and state.step < state.config.steps
     if stopped:
         log.say(f"stopped at step {state.step} as asked; saved. To go on: the same command again")

@@ -32,13 +32,9 @@ class Box(NamedTuple):
 
 
 def crop_box(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.3, 1.0),
-    ratio: tuple[float, float] = (0.75, 1.35),
-) -> Box:
+    height: int, width: int, rng: np.random.Generator, *,
+    scale: tuple[float, float] = (0.3, 1.0), ratio: tuple[float, float] = (0.75, 1.35),
+) -> Box:  # fmt: skip
     """A random part of a frame of height x width pixels (the defaults are V-JEPA's).
 
     Args:

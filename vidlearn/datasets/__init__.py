@@ -4,6 +4,7 @@ Input: a folder, a manifest or a published list. Output: a Manifest of rows. Tra
 modules. Taught in the chapter "Video datasets and what they cost".
 """
 
+from vidlearn.datasets.cost import plan
 from vidlearn.datasets.folder import folder_manifest, open_data
 from vidlearn.datasets.manifest import Manifest, Row, read_manifest, write_manifest
 from vidlearn.datasets.specs import COLUMN_NOTES, SPECS, Cell, DatasetSpec, table
@@ -17,6 +18,7 @@ __all__ = [
     "Row",
     "folder_manifest",
     "open_data",
+    "plan",
     "read_manifest",
     "table",
     "write_manifest",

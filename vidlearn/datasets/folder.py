@@ -34,6 +34,8 @@ def open_data(path: str | os.PathLike[str]) -> Manifest:
         raise VidlearnError(
             f"{path}: no such file or folder. Give a folder of videos, or a manifest"
         )
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        raise VidlearnError(f"{path}: is a single video. Give its folder, or a manifest")
     if path.is_file():
         return read_manifest(path)
     listed = path / "manifest.csv"

@@ -19,7 +19,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
-from vidlearn.errors import VidlearnError
+import numpy as np
+
+from vidlearn.errors import ConfigError, VidlearnError
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
@@ -64,6 +66,34 @@ class Manifest:
             known = ", ".join(sorted({row.split for row in self.rows} - {""})) or "no splits"
             raise VidlearnError(f"{self.source}: no rows of the split {name!r}; it has {known}")
         return replace(self, rows=rows)
+
+    def training(self) -> Manifest:
+        """The rows to train on: those of the split "train" if there are any, else all."""
+        return self.split("train") if any(row.split == "train" for row in self.rows) else self
+
+    def splits(self, seed: int = 0) -> tuple[dict[str, Manifest], str]:
+        """train and what to evaluate on, and in words how the split was made.
+
+        Data without a split gets a fixed one, in which rows of one source_id stay together.
+        """
+        names = {row.split for row in self.rows if row.label}
+        if not names:
+            raise ConfigError(
+                f"{self.source}: no labels. A probe needs class folders or a manifest"
+            )
+        if "train" in names and names & {"val", "test"}:
+            own = [name for name in ("train", "val", "test") if name in names]
+            return {name: self.split(name) for name in own}, "the data's own"
+        rng, source = np.random.default_rng(seed), [row.source_id or row.path for row in self.rows]
+        place: dict[str, str] = {}
+        for label in self.classes:
+            group = {s for s, row in zip(source, self.rows) if row.label == label} - place.keys()
+            for i, s in enumerate(rng.permutation(sorted(group)).tolist()):
+                place[s] = "test" if i < round(0.3 * len(group)) else "train"
+        rows = (replace(r, split=place.get(s, "train")) for s, r in zip(source, self.rows))
+        made = replace(self, rows=tuple(rows))
+        how = f"none in the data: 7 to 3 in each class, by source_id or else file, seed {seed}"
+        return {s: made.split(s) for s in ("train", "test")}, how
 
     def label_index(self, row: Row) -> int:
         """The number of the row's class, -1 for a row without label."""
