@@ -18,13 +18,12 @@ from videos import cut, read_index, write
 
 from vidlearn.batch import (
     ClipDataset,
-    Quarantine,
     ShardedSampler,
     eval_loader,
     make_loader,
     to_device,
 )
-from vidlearn.datasets import Manifest, Row
+from vidlearn.datasets import Manifest, Quarantine, Row
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.sample import ClipSpec
 from vidlearn.transform import ClipTransform

@@ -127,13 +127,6 @@ for save in (
     assert checkpoint.load(checkpoint.latest(tmp_path))["a"].numel() == 10
 
 
-@pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), float.fromhex, {1, 2}, torch.float32])
-def test_objects_are_refused_when_saving_and_named(tmp_path, value):
-    with pytest.raises(ConfigError, match=r"state\['a'\]\['b'\]\[1\] is a "):
-        checkpoint.save(tmp_path, 1, {"a": {"b": [1, value]}})
-    assert os.listdir(tmp_path) == []
-
-
 class Code:
     """A pickle that makes a file when it is loaded."""
 

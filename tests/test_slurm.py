@@ -180,7 +180,7 @@ def test_one_file_is_edited_and_reaches_sbatch(cluster):
         "--nodes=3",
         "--ntasks-per-node=2",
         "--gpus-per-node=2",
-        "--cpus-per-task=8",
+        "--cpus-per-task=10",
         "--mem-per-cpu=4G",
         "--qos=long one",
         "--time=24:00:00",
@@ -195,12 +195,50 @@ def test_one_file_is_edited_and_reaches_sbatch(cluster):
     assert "--account" not in text and "--gpus-per-node=1" in text
     cluster.change(marked=False, LAUNCH="torchrun")  # one agent a node, with the cores of all
     text = cluster.run("one_node")
-    assert all(f"{x}\n" in text for x in ("node=1", "gpus-per-node=2", "cpus-per-task=16"))
+    assert all(f"{x}\n" in text for x in ("node=1", "gpus-per-node=2", "cpus-per-task=20"))
 
 
 def test_an_unknown_job_lists_those_that_there_are(cluster):
     names = " ".join(p.stem for p in JOBS)
     assert f'no job "many"; there are: {names}' in cluster.run("many", status=2)
+
+
+@pytest.mark.parametrize(
+    "words, unclear",
+    [
+        ("check -N 2", "-N"),
+        ("many_nodes --nodes 4 vitl16", "--nodes"),
+        ("many_nodes --nodes=4 --time 10 vitl16", "--time"),
+    ],
+)
+def test_an_option_that_sbatch_would_misread_is_refused(cluster, words, unclear):
+    cluster.program("sbatch", "echo submitted")
+    text = cluster.run(*words.split(), status=2)
+    assert text == (
+        f'submit: "{unclear}" is not clear: write --nodes=4; '
+        "options of training come after the recipe\n"
+    )
+    assert "submitted" in cluster.run("many_nodes", "--nodes=4", "gpu", "--batch", "64", "-h")
+
+
+@pytest.mark.parametrize("words", ["--help", "-h", "one_gpu --help", "one_gpu --nodes=2 -h"])
+def test_submit_explains_itself(cluster, words):
+    text = cluster.run(*words.split())
+    shown = [line for line in text.splitlines() if line.startswith("  slurm/submit.sh ")]
+    assert {line.split()[1] for line in shown} == {job.stem for job in JOBS}
+    assert text.startswith("Submit a job") and "#" not in text and "set -e" not in text
+
+
+def test_missing_videos_are_told_before_the_queue(cluster):
+    cluster.program("sbatch", "echo submitted")
+    cluster.change(DATA="nowhere/videos")
+    line = 'submit: no videos at "nowhere/videos": set DATA in slurm/common.sh, or make them: '
+    for words in ("one_gpu", "one_node gpu", "many_nodes --nodes=3", "probe runs/a"):
+        assert cluster.run(*words.split(), status=2).startswith(line), words
+    assert '"elsewhere"' in cluster.run("probe", "runs/a", "elsewhere", status=2)
+    for words in ("check", "notebook", f"one_gpu gpu --data {cluster.data}"):
+        assert "submitted" in cluster.run(*words.split()), words
+    assert "submitted" in cluster.run("probe", "runs/a", str(cluster.data))
 
 
 def test_check(cluster):
@@ -240,6 +278,17 @@ def test_many_nodes_stop_requeue_and_go_on(cluster):
     assert "2 process(es)" in log and "goes on at step" in log
     assert log.index("asked to stop") < log.index("back into the queue") < log.index("goes on at")
     assert [m["step"] for m in read_metrics(run / "metrics.jsonl")] == list(range(1, 41))
+
+
+def test_a_new_job_goes_on_in_the_folder_of_a_failed_one(cluster):
+    tiny = ("laptop", *TINY, "--steps", "4", "--save-every", "2")
+    cluster.run("one_gpu", *tiny)
+    old = f"runs/one_gpu-{cluster.job}"
+    (cluster.folder / old / "checkpoints" / "step-00000004.pt").unlink()
+    cluster.job = free_job()
+    text = cluster.run("one_gpu", *tiny, "--out", old)
+    assert "goes on at step 2 of 4" in text
+    assert [path.name for path in (cluster.folder / "runs").iterdir()] == [Path(old).name]
 
 
 STOPS = 'while [ ! -e "$VIDLEARN_STOP_FILE" ]; do sleep 0.05; done; touch "$VIDLEARN_STOPPED_FILE"'

@@ -29,7 +29,7 @@ def test_the_table_tells_what_is_in_the_file(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", FRAMES, 25, gop=12)
     table = frame_table(path, types=True)
     assert (table.codec, table.width, table.height, table.n_frames) == ("h264", 64, 48, 48)
-    assert table.fps == pytest.approx(25) and table.duration_s == pytest.approx(48 / 25)
+    assert table.fps == pytest.approx(25)
     assert np.allclose(table.pts_s, np.arange(48) / 25, atol=1e-4)
     assert np.flatnonzero(table.is_key).tolist() == [0, 12, 24, 36]
     assert set(table.types) == set("IPB") and len(table.types) == 48

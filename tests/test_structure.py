@@ -22,8 +22,7 @@ ORDER = (
     *("tokens", "mask", "model", "loss", "schedule", "dist", "checkpoint", "recipes", "runlog"),
     *("train", "probe", "measure", "show", "cli", "__main__"),
 )
-# The aim is 3,500 lines. The package is above it; this ratchet may only go down.
-TOTAL_LINES = 4030
+TOTAL_LINES = 3500
 FILE_LINES = 350
 FUNCTION_LINES = 60
 STANDARD_NAMES = {"tokenize", "types", "profile", "io", "random", "utils"}

@@ -6,17 +6,13 @@ resumed run goes on in the middle of an epoch. Traded: a video that cannot be re
 (`valid` False, zeros), so that no rank waits for another; it is named and never replaced.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
-import json
 import signal
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,11 +42,11 @@ class Batch:
     valid: Tensor  # bool [B]
     bad: list[tuple[str, str]]  # path, cause
 
-    def to(self, device: Device) -> Batch:
+    def to(self, device: Device) -> "Batch":
         """A copy whose clips, labels and valid are on the device."""
         return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in _MOVED})
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> "Batch":
         """Page-locked, so that the GPU copies while the CPU goes on; DataLoader calls this."""
         return replace(self, **{n: getattr(self, n).pin_memory() for n in _MOVED})
 
@@ -207,36 +203,3 @@ def to_device(loader: Iterable[Batch], device: Device) -> Iterator[Batch]:
         ahead = following
     if ahead is not None:
         yield ahead
-
-
-@dataclass
-class Quarantine:
-    """Names each unreadable video once, as JSON lines {"path", "cause"}; all ranks share them."""
-
-    path: str | Path
-    n_videos: int
-    max_share: float = 0.05
-    names: set[str] = field(default_factory=set)
-    read_bytes: int = 0
-
-    def add(self, bad: list[tuple[str, str]]) -> int:
-        """Name these (path, cause) pairs; returns how many videos are bad, for all ranks.
-
-        VidlearnError: more than the share `max_share` of the data set's videos are bad.
-        """
-        path = Path(self.path)
-        if path.exists() and path.stat().st_size != self.read_bytes:
-            lines = path.read_bytes().splitlines(keepends=True)
-            self.read_bytes = sum(map(len, lines))
-            self.names |= {json.loads(x)["path"] for x in lines if x.endswith(b"\n")}
-        new = {name: cause for name, cause in bad if name not in self.names}
-        if new:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as f:  # one write: lines of several ranks do not mix
-                f.write("".join(json.dumps({"path": n, "cause": c}) + "\n" for n, c in new.items()))
-            self.names |= set(new)
-            if len(self.names) > self.max_share * self.n_videos:
-                text = f"{len(self.names)} of {self.n_videos} videos cannot be read; the quarantine"
-                remedy = "Mend them, or raise --max-bad-share"
-                raise VidlearnError(f"{text} {path} names them. {remedy}")
-        return len(self.names)

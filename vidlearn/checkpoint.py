@@ -5,8 +5,6 @@ save needs room for one file more, since it is written beside the old ones and r
 is on the disk; and a checkpoint holds no objects, so that loading one runs no code.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -29,10 +27,9 @@ def save(
 ) -> Path:
     """Write `folder`/step-00000120.pt from one rank; keep the newest and each keep_every-th step.
 
-    ConfigError: the state holds an object that `load` would refuse. VidlearnError: the disk is
-    full or the folder read-only; older checkpoints are untouched.
+    The state is of tensors, numbers and text: `load` refuses other objects. VidlearnError: the
+    disk is full or the folder read-only; older checkpoints are untouched.
     """
-    _check_plain(state, "state")
     path = Path(folder) / f"step-{step:08d}.pt"
     _write(path, lambda f: torch.save({"vidlearn": state}, f))
     for old in [p for p in _saved(path.parent) if p != path][::-1][keep - 1 :]:
@@ -118,11 +115,3 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
         cause = str(error.__context__ or error).splitlines()[0]
         raise VidlearnError(f"{path}: not written: {cause}. Older files are untouched") from error
     return path
-
-
-def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, (dict, list, tuple)):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_plain(part, f"{where}[{key!r}]")
-    elif type(value) not in (type(None), bool, int, float, str) and not isinstance(value, Tensor):
-        raise ConfigError(f"{where} is a {type(value).__name__}: save tensors, numbers and text")

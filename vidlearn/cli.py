@@ -6,8 +6,6 @@ is a bug. Traded: heavy modules are imported inside the commands, so that help a
 Under torchrun and srun only rank 0 talks, but for errors. Used in all chapters.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable
@@ -108,8 +106,8 @@ def data_manifest(root: Positional[Path], out: Path | None = None) -> None:
 
 def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
     """Decode a frame of every video; the file --out names those that fail."""
-    from vidlearn.batch import ClipDataset, Quarantine, eval_loader
-    from vidlearn.datasets import Manifest, Row, open_data
+    from vidlearn.batch import ClipDataset, eval_loader
+    from vidlearn.datasets import Manifest, Quarantine, Row, open_data
     from vidlearn.sample import ClipSpec
     from vidlearn.transform import ClipTransform
 

@@ -11,8 +11,6 @@ the cores. Taught in chapter 4.
 Axes: T frames, H height, W width, C channels. A row is a frame's number in its FrameTable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -87,10 +85,10 @@ def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | Non
     n, wanted = table.n_frames, np.atleast_1d(np.asarray(indices if seconds is None else seconds))
     if wanted.ndim != 1 or not wanted.size or (seconds is None and wanted.dtype.kind not in "iu"):
         raise ConfigError(f"give frames_at a list of frame numbers or seconds, not {wanted!r}")
-    inside = (wanted >= 0) & (wanted < (n if seconds is None else table.duration_s))
+    inside = (wanted >= 0) & (wanted < (n if seconds is None else n / table.fps))
     if not inside.all():
         missing = f"{'frame' if seconds is None else 'second'} {wanted[~inside][0]}"
-        cause = f"there is no {missing}: it has {n} frames, {table.duration_s:.3f} s"
+        cause = f"there is no {missing}: it has {n} frames, {n / table.fps:.3f} s"
         raise VideoError(table.path, cause, "Ask for what lies between 0 and that.")
     if seconds is None:
         return wanted.astype(np.int64)
@@ -116,10 +114,7 @@ def _sound(table: FrameTable, start: int) -> bool:
 
 
 def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> list[Any]:
-    """`draw` each row's PyAV frame: decode from its start, know it by its time (or its count).
-
-    Pictures that no other needs and nobody wants are left out: they change no pixel.
-    """
+    """`draw` each row's PyAV frame. Pictures that no other needs and nobody wants are left out."""
     counted, counter = not len(table.ticks), count()
     names = np.arange(table.n_frames) if counted else table.ticks
     wanted = dict(zip(names[rows].tolist(), rows.tolist()))

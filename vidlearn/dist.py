@@ -4,8 +4,6 @@ Input: the environment that the launcher left. Output: a Dist, and a group that 
 Traded: half an environment is an error; ranks that guess "I am alone" train alone in silence.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

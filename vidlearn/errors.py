@@ -4,8 +4,6 @@ The command line prints one of these as a single line; anything else is a bug an
 keeps its traceback.
 """
 
-from __future__ import annotations
-
 import os
 
 
@@ -18,13 +16,7 @@ class ConfigError(VidlearnError):
 
 
 class VideoError(VidlearnError):
-    """A video file cannot give the frames that were asked for.
-
-    Args:
-        path: the file.
-        cause: what is wrong, in words.
-        remedy: what the reader can do about it.
-    """
+    """A video file cannot give the frames that were asked for: why, and what to do about it."""
 
     def __init__(self, path: str | os.PathLike[str], cause: str, remedy: str = "") -> None:
         self.path, self.cause, self.remedy = os.fspath(path), cause, remedy

@@ -5,8 +5,6 @@ watch. The loss alone says little: it can fall while every clip gets the same fe
 (collapse), so spread and effective rank are logged beside it. Taught in chapter 9.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -22,10 +20,7 @@ def normalize_target(target_BND: Tensor) -> Tensor:
 
 
 def latent_l1(prediction_BKD: Tensor, target_BKD: Tensor) -> Tensor:
-    """Mean absolute difference of each clip, in feature deviations: [B].
-
-    The target must be normalised and free of gradients (Bardes et al. 2024, equation 1).
-    """
+    """Mean absolute difference [B] from a normalised target (Bardes et al. 2024, equation 1)."""
     return (prediction_BKD.float() - target_BKD).abs().mean(dim=(1, 2))
 
 
@@ -66,10 +61,7 @@ def spread(features_ND: Tensor) -> float:
 
 @torch.no_grad()
 def effective_rank(features_ND: Tensor) -> float:
-    """How many directions the features use: exp of the entropy of the singular values.
-
-    Between 1 (all on a line) and D. Source: Roy and Vetterli 2007.
-    """
+    """Directions in use, 1 to D: exp of the singular values' entropy (Roy and Vetterli 2007)."""
     x = features_ND.float().flatten(0, -2)
     values = torch.linalg.svdvals(x - x.mean(0))
     p = values / values.sum().clamp_min(1e-12)

@@ -9,8 +9,6 @@ keeping the *first* tokens in raster order; late tokens are then rarely used, an
 with the batch size per GPU. Chapter 9. Source: Bardes et al. 2024 (V-JEPA), section 3 and appendix.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,23 +23,14 @@ from vidlearn.tokens import Grid
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """One kind of mask. Shares are of all tokens of the grid.
+    """One kind of mask. Below 1, `seen_time` hides the future, which is predicted as well."""
 
-    Args:
-        blocks: number of blocks, spread over all frames.
-        spatial: area of one block as a share of the frame.
-        aspect: least and greatest height / width of a block.
-        seen_time: the context may only lie in this first share of the clip; below 1
-            the rest is the future, and is hidden and predicted as well.
-        context, target: shares kept by the fair cut.
-    """
-
-    blocks: int
-    spatial: float
-    aspect: tuple[float, float] = (0.75, 1.5)
-    seen_time: float = 1.0
-    context: float = 0.23
-    target: float = 0.48
+    blocks: int  # number of blocks, each through all frames
+    spatial: float  # area of one block as a share of the frame
+    aspect: tuple[float, float] = (0.75, 1.5)  # least and greatest height / width of a block
+    seen_time: float = 1.0  # the context may only lie in this first share of the clip
+    context: float = 0.23  # share of all tokens that the fair cut keeps as context
+    target: float = 0.48  # and as target
 
 
 SHORT = MaskSpec(blocks=8, spatial=0.15, context=0.23, target=0.48)
@@ -61,7 +50,7 @@ class Mask:
     context_BK: Tensor
     target_BK: Tensor
 
-    def to(self, device: torch.device | str) -> Mask:
+    def to(self, device: torch.device | str) -> "Mask":
         """The same indices on another device."""
         both = self.context_BK, self.target_BK
         return Mask(*(indices.to(device, non_blocking=True) for indices in both))

@@ -9,8 +9,6 @@ Shapes: B batch, N tokens, K kept tokens, D width of the encoder, P width of the
 Source: Bardes et al. 2024 (V-JEPA); Dosovitskiy et al. 2021 (ViT).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass, replace
@@ -46,10 +44,7 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that the model's shape depends on. Lengths in pixels, frames and tokens.
-
-    `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (V-JEPA 2.1).
-    """
+    """The model's shape. `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (2.1)."""
 
     size: int = 224
     frames: int = 16
@@ -75,7 +70,7 @@ class ModelConfig:
             raise ConfigError(f"model: pos={self.pos!r}; known: sincos, rope2, rope21")
 
     @classmethod
-    def of(cls, name: str, **changes: Any) -> ModelConfig:
+    def of(cls, name: str, **changes: Any) -> "ModelConfig":
         """The published size `name`, with any field changed."""
         if name not in SIZES:
             raise ConfigError(f"model: no size {name!r}; known: {', '.join(SIZES)}")

@@ -7,8 +7,6 @@ computed once, from one centre view of each clip; published evaluations use many
 Shapes: B or N clips, T time steps, S places in space, D width, H heads.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -91,10 +89,7 @@ def _standard(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def knn(train: Labelled, test: Tensor, k: int = 10) -> Tensor:
-    """Labels [n] by vote of the k nearest train clips: cosine of standardised features.
-
-    A vote weighs exp(cosine / 0.07) (Wu et al. 2018).
-    """
+    """Labels [n] by the k nearest train clips, votes of exp(cosine / 0.07) (Wu et al. 2018)."""
     a, b = (F.normalize(x, dim=1) for x in _standard(train[0], test))
     near, who = (b @ a.T).topk(min(k, len(a)), dim=1)
     votes = torch.zeros(len(b), int(train[1].max()) + 1)
@@ -150,10 +145,7 @@ def attentive(train: Labelled, test: Tensor, heads: int, device: Device = "cpu")
 
 
 class AttentiveProbe(nn.Module):
-    """A learned query reads all tokens, then a linear layer; parameter names as published.
-
-    No projection follows the attention, as in the published probes (Bardes et al. 2024).
-    """
+    """A learned query reads all tokens, then a linear layer; form and names as published."""
 
     def __init__(self, width: int, heads: int, classes: int) -> None:
         super().__init__()
@@ -239,10 +231,8 @@ def report(
 ) -> dict[str, Any]:
     """The whole table, ready for JSON and for `show`: rows -> source -> probe -> split -> score.
 
-    Args:
-        path, which: see `load_frozen`; the target encoder is what published evaluations take.
-        data: labelled videos, with splits of their own or else those of `Manifest.splits`.
-        seed: of the random encoder and of those splits.
+    `path` and `which` as in `load_frozen`; published evaluations take the target encoder. `seed`
+    is that of the random encoder and, where the data has no splits, of `Manifest.splits`.
     """
     began = time.perf_counter()
     encoder, config, step = load_frozen(path, which)

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice of one training run. Lengths in pixels, frames and steps.
-
-    The batch is the *global* one: N processes share it, so a run is the same run on any number
-    of processes. All random numbers follow from (seed, step, sample index).
-    """
+    """Every choice of one training run; the batch is the *global* one, which N processes share."""
 
     about: Annotated[str, tyro.conf.Suppress] = ""  # command, cost and expected result
     # the clips

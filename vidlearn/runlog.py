@@ -5,11 +5,10 @@ line), TensorBoard files on request, and a live bar when the output is a termina
 Only rank 0 writes. Taught in chapter 11.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 class RunLog:
-    """The log of one run; `step` is where the run starts or goes on.
-
-    Lines of metrics beyond `step`, left by a run that died after its last checkpoint, are
-    dropped, so that the file holds each step once.
-    """
+    """The log of one run from `step` on; metrics beyond it, of a run that died, are dropped."""
 
     def __init__(self, out: Path, step: int, config: Config, *, active: bool) -> None:
         self.active, self.out, self.file = active, out, out / "metrics.jsonl"
@@ -44,10 +39,15 @@ class RunLog:
             kept = [m for m in read_metrics(self.file) if m["step"] <= step]
             self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
         (out / "config.json").write_text(config.to_json() + "\n")
+        if config.tensorboard and not find_spec("tensorboard"):
+            remedy = "pip install 'vidlearn[tensorboard]'"
+            raise ConfigError(f"--tensorboard needs the package tensorboard: {remedy}")
         if config.tensorboard:
-            self.board = _tensorboard(out)
+            from torch.utils.tensorboard import SummaryWriter
 
-    def __enter__(self) -> RunLog:
+            self.board = SummaryWriter(str(out / "tensorboard"))
+
+    def __enter__(self) -> "RunLog":
         self.bar.start()
         return self
 
@@ -79,12 +79,3 @@ class RunLog:
         text += f"  spread {metrics['spread']:.3f}  rank {metrics['effective_rank']:.1f}"
         text += f"  {metrics['clips_per_s']:.1f} clips/s  waiting {metrics['wait_share']:.0%}"
         self.say(text + f"  unreadable videos {bad} (quarantine.jsonl)" * bool(bad))
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        remedy = "pip install 'vidlearn[tensorboard]'"
-        raise ConfigError(f"--tensorboard needs the package tensorboard: {remedy}") from error
-    return SummaryWriter(str(out / "tensorboard"))

@@ -9,8 +9,6 @@ the clip does (wanted: 0 4 8 12 16), and ClipSpec.end decides:
     loop      0 4 8  0  4   a jump no camera made   error     VidlearnError
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,18 +4,13 @@ Input: a step, counted from 0, and the number of steps. Output: a float. Nothing
 between calls, so a resumed run needs no scheduler state. Taught in chapter 9.
 """
 
-from __future__ import annotations
-
 import math
 
 
 def warmup_cosine(
     step: int, steps: int, *, warmup: int, start: float, peak: float, final: float
 ) -> float:
-    """Rise in a line from `start` to `peak` over `warmup` steps, then fall along a cosine.
-
-    The last step (steps - 1) gets exactly `final`.
-    """
+    """From `start` to `peak` in `warmup` steps, then along a cosine to `final` at steps - 1."""
     if step < warmup:
         return start + (peak - start) * step / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)

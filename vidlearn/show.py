@@ -7,8 +7,6 @@ host and no kernel, at 5 to 60 kB a figure; zooming is lost. Used in all chapter
 and Ito, for colour-blind readers too (https://jfly.uni-koeln.de/color/), on a light card.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -16,15 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-if TYPE_CHECKING:
-    from vidlearn.storage import FrameTable
+from vidlearn.storage import FrameTable
 
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 WIDTH_IN = 5.6
@@ -196,7 +193,7 @@ def mask_grid(
     for block in targets:
         kinds[np.asarray(block, int)] = 2
     kinds[np.asarray(keep, int)] = 1
-    colours = np.array([[0xDD, 0xDD, 0xDD], [0x00, 0x72, 0xB2], [0xE6, 0x9F, 0x00]], np.uint8)
+    colours = np.array([[221, 221, 221], [0, 114, 178], [230, 159, 0]], np.uint8)
     figure, grid = axes(1, steps, height_in=WIDTH_IN / steps * height / width + 0.5)
     for step, axis in enumerate(np.atleast_1d(grid).flat):
         axis.imshow(colours[kinds.reshape(grid_THW)[step]], interpolation="nearest")
@@ -206,10 +203,9 @@ def mask_grid(
         axis.tick_params(length=0, labelbottom=False, labelleft=False)
         axis.set_xlabel(f"t = {step}", fontsize=8)
     figure.suptitle(title or "blue: context, orange: targets, grey: neither", fontsize=9)
-    counts = [(kinds.reshape(steps, -1) == kind).sum(axis=1).tolist() for kind in (1, 2)]
-    alt = f"{steps} time steps of {height} x {width} tokens. Context (blue) holds {counts[0]}, "
-    alt += f"targets (orange) {counts[1]}, by time step."
-    return picture(figure, alt, title=title)
+    seen, guessed = ((kinds.reshape(steps, -1) == kind).sum(axis=1).tolist() for kind in (1, 2))
+    alt = f"{steps} time steps of {height} x {width} tokens. Context (blue) holds {seen}, "
+    return picture(figure, f"{alt}targets (orange) {guessed}, by time step.", title=title)
 
 
 def timeline(intervals: Mapping[str, Sequence[tuple[float, float]]], *, title: str = "") -> Picture:

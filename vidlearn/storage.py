@@ -6,8 +6,6 @@ where the packets give a reason for doubt, the whole file is decoded once. Encod
 thread, so that the bytes do not depend on the machine. Chapters 4 and 6.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -73,11 +71,6 @@ class FrameTable:
     def n_frames(self) -> int:
         """How many frames there are."""
         return len(self.pts_s)
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds from the first frame to the end of the last."""
-        return self.n_frames / self.fps
 
 
 @contextmanager
@@ -236,10 +229,7 @@ def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
 
 
 def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool = False) -> int:
-    """How many pictures a decoder that starts at key frames must decode for these frames.
-
-    `skip` leaves out those that nobody wants and no other picture needs, as `frames_at` does.
-    """
+    """Pictures to decode for these frames from key frames on; `skip` leaves out what none needs."""
     rows, order, total = np.unique(np.fromiter(indices, np.int64)), table.decode_order, 0
     spare = np.setdiff1d(np.flatnonzero(~table.referenced), rows) if skip else rows[:0]
     for start in np.unique(table.start[rows]):
@@ -297,20 +287,14 @@ def encode(
 
 
 def transcode(source: AnyPath, target: AnyPath, **settings: Any) -> Path:
-    """Write a video anew with `encode`'s settings: turned upright, times kept, no sound.
-
-    Odd sides grow or shrink by one pixel. VideoError: a frame is damaged or does not come.
-    """
+    """Write a video anew with `encode`'s settings: upright, times kept, sides even, no sound."""
     table = frame_table(source)
     settings.setdefault("short_side", 2 * (min(table.height, table.width) // 2))
     return encode(target, iter_frames(source), table.fps, times_s=table.pts_s, **settings)
 
 
 def iter_frames(path: AnyPath) -> Iterator[np.ndarray]:
-    """Every frame, uint8 [H, W, 3], upright, in order: all backends are held to this.
-
-    VideoError: a frame is damaged, or the file ends before its time.
-    """
+    """Every frame, uint8 [H, W, 3], upright and in order. VideoError: one is damaged or missing."""
     with open_video(path) as (container, stream):
         for row, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:

@@ -18,8 +18,6 @@ The nuisances of the splits (`val` has other clips than `train`, from the same r
 Places, directions and backgrounds are drawn alike for all: noise of any grain, new for each clip.
 """
 
-from __future__ import annotations
-
 import colorsys
 import json
 import multiprocessing

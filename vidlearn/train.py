@@ -1,13 +1,10 @@
 """One training run, from the first batch to the last checkpoint.
 
 Input: a Config, a manifest, a folder for results. Output: checkpoints, `metrics.jsonl`,
-`train.log`, `quarantine.jsonl` and the exported encoder. The same code runs in one process
-on a CPU and in many on GPUs; because every random number follows from (seed, step, sample),
-a resumed run and a run on another number of processes see the same clips and masks.
-Taught in chapters 1 and 11.
+`train.log`, `quarantine.jsonl` and the exported encoder. The same code runs in one process on a
+CPU and in many on GPUs; every random number follows from (seed, step, sample), so a resumed run
+and one on another number of processes see the same clips and masks. Chapters 1 and 11.
 """
-
-from __future__ import annotations
 
 import inspect
 import os
@@ -15,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidlearn import checkpoint, schedule
-from vidlearn.batch import Batch, ClipDataset, Quarantine, ShardedSampler, make_loader, to_device
-from vidlearn.datasets import Manifest
+from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_device
+from vidlearn.datasets import Manifest, Quarantine
 from vidlearn.dist import Dist, init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.loss import effective_rank, latent_l1, normalize_target, spread, variance_covariance
@@ -46,8 +43,8 @@ class State:
     model: VJEPA
     wrapped: nn.Module  # the model, inside DistributedDataParallel when there are several ranks
     optimizer: torch.optim.Optimizer
+    votes: Tensor  # readable clips, and wishes to stop, of all ranks
     step: int = 0
-    votes: Tensor = field(default_factory=lambda: torch.zeros(2))
 
 
 def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
@@ -71,7 +68,7 @@ def build(config: Config, dist: Dist) -> State:
         sync = next(x for x in ("forward_sync_buffers", "broadcast_buffers") if x in names)
         options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
         wrapped = DistributedDataParallel(model, device_ids=here, **options)
-    return State(config, dist, model, wrapped, optimizer, votes=torch.zeros(2, device=dist.device))
+    return State(config, dist, model, wrapped, optimizer, torch.zeros(2, device=dist.device))
 
 
 def set_rates(state: State) -> tuple[float, float, float]:
@@ -88,11 +85,7 @@ def set_rates(state: State) -> tuple[float, float, float]:
 def forward_loss(
     state: State, batch: Batch, masks: list[Mask]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss to differentiate, each clip's latent loss [B], the regulariser, target features.
-
-    A clip that could not be read counts nothing; the mean is over the readable clips of all
-    ranks (`state.votes[0]`), so N processes minimise what one would.
-    """
+    """Loss to differentiate, each clip's latent loss [B], the regulariser, target features."""
     c = state.config
     clips = normalize(batch.clips, c.input_norm)
     kinds = [0] * len(masks) if c.mask_cycle else list(range(len(masks)))
@@ -101,6 +94,7 @@ def forward_loss(
     goal = normalize_target(target)
     losses = [latent_l1(p, gather_tokens(goal, m.target_BK)) for p, m in zip(predictions, masks)]
     per_clip = torch.stack(losses).mean(0)
+    # The mean over the readable clips of all ranks: N processes minimise what one would.
     loss = (per_clip * batch.valid).sum() * state.dist.world / state.votes[0].clamp_min(1)
     reg = loss.new_zeros(())
     if c.var_cov:
@@ -191,10 +185,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator[Batch]:
-    """This rank's training batches without end, from a step on, on the rank's device.
-
-    ConfigError: fewer training videos than a batch, or a batch that the ranks cannot share.
-    """
+    """This rank's training batches without end, from a step on, on the rank's device."""
     if c.batch % dist.world:
         text = f"--batch {c.batch} cannot be shared by {dist.world} processes"
         raise ConfigError(f"{text}: give a multiple of {dist.world}")
@@ -213,14 +204,9 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
 def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None = None) -> dict:
     """Run, or go on with, a training run. Returns the last metrics, and where and why it ended.
 
-    Args:
-        config: all choices; usually `recipes.recipe(name)` with changes.
-        data: the videos; rows of the split "train" if there are any, else all.
-        out: folder of the run; if it holds checkpoints of this run, training goes on from them.
-        dist: who this process is; found from the environment when None.
-
-    ConfigError: choices that cannot be. VidlearnError: too many unreadable videos, a loss that
-    is not a number, a checkpoint that cannot be written.
+    It takes the split "train" of the data if there is one, else all. If `out` holds checkpoints
+    of this run, training goes on from them. ConfigError: choices that cannot be. VidlearnError:
+    too many unreadable videos, a loss that is not a number, a checkpoint that cannot be written.
     """
     dist, data, out = dist or init_distributed(), data.training(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -252,23 +238,19 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
                 log.write(metrics, bad=bad)
             if not last and state.step % config.save_every == 0:
                 save(state, out)
-    return _finish(state, out, log, metrics, time.perf_counter() - began, bool(state.votes[1]))
+    seconds = time.perf_counter() - began
+    return {**metrics, "seconds": seconds, **_finish(state, out, log)}
 
 
-def _finish(
-    state: State, out: Path, log: RunLog, metrics: dict, seconds: float, stopped: bool
-) -> dict:
-    """The last checkpoint, the exported encoder and the summary."""
-    path = save(state, out) or checkpoint.latest(out / "checkpoints")
-    if state.dist.is_main:
-        meta = {"config": state.config.to_json(), "step": state.step}
+def _finish(state: State, out: Path, log: RunLog) -> dict[str, Any]:
+    """The last checkpoint, the exported encoder, and where the run stands."""
+    c, main, path = state.config, state.dist.is_main, save(state, out)
+    if main:
         weights = state.model.target_encoder.state_dict()
+        meta = {"config": c.to_json(), "step": state.step}
         checkpoint.export_encoder(out / "encoder.safetensors", weights, meta)
-    stopped = stopped and state.step < state.config.steps
-    if stopped:
+    if stopped := state.step < c.steps:
         log.say(f"stopped at step {state.step} as asked; saved. To go on: the same command again")
-        marker = os.environ.get("VIDLEARN_STOPPED_FILE", "")
-        if marker and state.dist.is_main:
+        if main and (marker := os.environ.get("VIDLEARN_STOPPED_FILE")):
             Path(marker).touch()
-    about = {"step": state.step, "steps": state.config.steps, "seconds": seconds}
-    return {**metrics, **about, "stopped": stopped, "checkpoint": str(path)}
+    return {"step": state.step, "steps": c.steps, "stopped": stopped, "checkpoint": str(path)}

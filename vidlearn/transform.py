@@ -7,8 +7,6 @@ fraction of the time. As there, the resize does not antialias unless asked to: s
 large frames then shimmer in time.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,10 +35,8 @@ def crop_box(
 ) -> Box:  # fmt: skip
     """A random part of a frame of height x width pixels (the defaults are V-JEPA's).
 
-    Args:
-        scale: share of the frame's area, uniform between the two.
-        ratio: width / height of the box, uniform in its logarithm. A draw that does not fit is
-            drawn again, ten times; after that the middle is taken, as large as the ratio allows.
+    `scale` is the share of the area, uniform; `ratio` width / height, uniform in its logarithm. A
+    draw that does not fit is drawn again, ten times; then the middle is taken, as large as can be.
     """
     area = height * width * rng.uniform(*scale, size=10)
     aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=10))
@@ -57,23 +53,14 @@ def crop_box(
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """Crop, resize and flip a clip; training draws the crop and the flip, evaluation does not.
+    """Crop, resize and flip a clip; training draws the crop and the flip, evaluation does not."""
 
-    Args:
-        size: side of the result, in pixels.
-        train: False takes the square in the middle, as resizing the short side and then cutting
-            the centre does, and never flips.
-        scale, ratio: of the random crop, see crop_box.
-        flip: chance of a left-right flip, which makes "right" of "left": 0.0 for such labels.
-        antialias: average the pixels that a reduction skips; V-JEPA does not.
-    """
-
-    size: int = 64
-    train: bool = True
-    scale: tuple[float, float] = (0.3, 1.0)
+    size: int = 64  # side of the result, in pixels
+    train: bool = True  # False takes the square in the middle, and never flips
+    scale: tuple[float, float] = (0.3, 1.0)  # of the random crop, as its ratio: see crop_box
     ratio: tuple[float, float] = (0.75, 1.35)
-    flip: float = 0.5
-    antialias: bool = False
+    flip: float = 0.5  # chance of a left-right flip, which makes "right" of "left"
+    antialias: bool = False  # average the pixels that a reduction skips; V-JEPA does not
 
     def __post_init__(self) -> None:
         (small, large), (thin, wide) = self.scale, self.ratio

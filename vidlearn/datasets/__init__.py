@@ -7,6 +7,7 @@ modules. Taught in the chapter "Video datasets and what they cost".
 from vidlearn.datasets.cost import plan
 from vidlearn.datasets.folder import folder_manifest, open_data
 from vidlearn.datasets.manifest import Manifest, Row, read_manifest, write_manifest
+from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.specs import COLUMN_NOTES, SPECS, Cell, DatasetSpec, table
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Cell",
     "DatasetSpec",
     "Manifest",
+    "Quarantine",
     "Row",
     "folder_manifest",
     "open_data",

@@ -1,0 +1,46 @@
+"""The videos of a data set that cannot be read: which, and why.
+
+Input: (path, cause) pairs from all ranks. Output: one file of JSON lines, and an error when they
+are too many. Traded: ranks share the file without a lock; each line is one write. Chapter 2.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vidlearn.errors import VidlearnError
+
+
+@dataclass
+class Quarantine:
+    """Names each unreadable video once, as JSON lines {"path", "cause"}; all ranks share them."""
+
+    path: str | Path
+    n_videos: int
+    max_share: float = 0.05
+    names: set[str] = field(default_factory=set)
+    read_bytes: int = 0
+
+    def add(self, bad: list[tuple[str, str]]) -> int:
+        """Name these (path, cause) pairs; returns how many videos are bad, for all ranks.
+
+        VidlearnError: more than the share `max_share` of the data set's videos are bad.
+        """
+        path = Path(self.path)
+        if path.exists() and path.stat().st_size != self.read_bytes:
+            lines = path.read_bytes().splitlines(keepends=True)
+            self.read_bytes = sum(map(len, lines))
+            self.names |= {json.loads(x)["path"] for x in lines if x.endswith(b"\n")}
+        new = {name: cause for name, cause in bad if name not in self.names}
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as f:  # one write: lines of several ranks do not mix
+                f.write("".join(json.dumps({"path": n, "cause": c}) + "\n" for n, c in new.items()))
+            self.names |= set(new)
+            if len(self.names) > self.max_share * self.n_videos:
+                text = f"{len(self.names)} of {self.n_videos} videos cannot be read; the quarantine"
+                remedy = "Mend them, or raise --max-bad-share"
+                raise VidlearnError(f"{text} {path} names them. {remedy}")
+        return len(self.names)
