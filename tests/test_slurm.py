@@ -259,8 +259,8 @@ def test_one_node_by_torchrun(cluster):
 def test_probe_asks_for_a_run(cluster):
     cluster.program("vidlearn", 'printf "%s\\n" "$@"')
     assert cluster.run("probe", "runs/a-1").split() == ["probe", "runs/a-1", str(cluster.data)]
-    words = cluster.run("probe", "runs/a-1", "other", "--seed", "3").split()[-5:]
-    assert words == ["probe", "runs/a-1", "other", "--seed", "3"]
+    words = cluster.run("probe", "runs/a-1", "slurm", "--seed", "3").split()[-5:]
+    assert words == ["probe", "runs/a-1", "slurm", "--seed", "3"]
     assert "give the folder of a run" in cluster.run("probe", status=1)
 
 

@@ -142,7 +142,7 @@ GPU = Config(
 )  # fmt: skip
 VITL16 = Config(
     about="""The published V-JEPA ViT-L/16, 224 px, with the fair masks.
-    Command: sbatch, see slurm/many_nodes.sbatch; --mask-cut vjepa1 --pred-heads 16 is as published.
+    Command: slurm/submit.sh many_nodes --nodes=16 vitl16   (as published: --mask-cut vjepa1)
     Cost: 7.1e20 FLOPs (2.55 TFLOP a clip), by our count. Result, published: 80.8 % on Kinetics-400
     and 69.5 % on Something-Something v2 with an attentive probe (Bardes et al. 2024).""",
     workers=12,
@@ -150,7 +150,7 @@ VITL16 = Config(
 VITH16 = replace(
     VITL16,
     about="""The published V-JEPA ViT-H/16, 224 px, with the fair masks.
-    Command: sbatch, see slurm/many_nodes.sbatch. Cost: 1.3e21 FLOPs, by our count.
+    Command: slurm/submit.sh many_nodes --nodes=16 vith16. Cost: 1.3e21 FLOPs, by our count.
     Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.""",
     width=1280, depth=32,
 )  # fmt: skip
