@@ -221,3 +221,10 @@ def test_transcode_of_a_broken_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"rotten\.mp4"):
         transcode(source, tmp_path / "new.mp4")
     assert os.listdir(tmp_path) == ["rotten.mp4"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux only")
+def test_making_the_av1_file_leaves_the_priority_as_it_is(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    videos.AWKWARD["av1.mp4"](tmp_path / "av1.mp4")
+    assert os.sched_getscheduler(0) == before

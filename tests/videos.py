@@ -7,6 +7,7 @@ which frame it holds without trusting any reader. `GOOD` and `BROKEN` say how ea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -77,6 +78,10 @@ def write(
                 frame.pict_type = 1  # an I picture; with forced-idr a key frame
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        # As root, SVT-AV1 puts the thread that calls it at real-time priority 99 and leaves it
+        # there. It and all its children would then keep other processes from the processor.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
