@@ -211,7 +211,7 @@ class Predictor(nn.Module):
             self.register_buffer("predictor_pos_embed", sincos_table(width, cfg.grid))
         holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
         self.mask_tokens = nn.ParameterList(holes)
-        shape = width, cfg.pred_heads, cfg.mlp_ratio
+        shape = width, cfg.pred_heads, 4.0  # whatever the encoder has, as published
         self.predictor_blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.pred_depth))
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
         self.predictor_proj = nn.Linear(width, cfg.width)

@@ -24,8 +24,6 @@ from vidlearn.errors import ConfigError, VideoError
 
 AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
-# PyAV before 19 stops at a title that is not UTF-8 unless it is told not to.
-LENIENT: Any = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Each change of pixel format would start threads, one for each core.
 ONE_THREAD: Any = {"threads": 1}
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
@@ -77,7 +75,8 @@ class FrameTable:
 def open_video(path: AnyPath) -> Iterator[tuple[Any, Any]]:
     """(container, first video stream) with one decoder thread; what fails is a VideoError."""
     try:
-        with av.open(os.fspath(path), "r", **LENIENT) as container:
+        # A title that is not UTF-8 does not matter.
+        with av.open(os.fspath(path), "r", metadata_errors="ignore") as container:
             for stream in container.streams.video:
                 # A cover picture (disposition 1024) is no video; no context means no decoder.
                 cover = getattr(getattr(stream, "disposition", 0), "value", 0) & 1024
@@ -171,7 +170,7 @@ def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
             stream.codec_context.flags |= 128  # COPY_OPAQUE: packets hand their number on
             for packet in container.demux(stream):
                 if packet.size:
-                    packet.opaque = [next(numbers)]  # a list: PyAV before 19 mixes up equal ints
+                    packet.opaque = [next(numbers)]  # a list: PyAV mixes up equal ints
                 for frame in packet.decode():
                     first = first or frame
                     shown.append((frame.opaque[0], "?IPBSIPB"[int(frame.pict_type)]))
