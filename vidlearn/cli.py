@@ -88,6 +88,43 @@ def probe(
         json.write_text(dumps(result, indent=1) + "\n")
 
 
+def import_weights(
+    source: Positional[str], out: Path = Path("encoder.safetensors"),
+    encoder: Literal["target", "context"] = "target", frames: int | None = None,
+    size: int | None = None,
+) -> None:  # fmt: skip
+    """Write the encoder of a published file as one that `vidlearn probe` reads.
+
+    Args:
+        source: path or name of published weights, a Hugging Face folder, or a run.
+        out: file to write.
+        encoder: the slow average, as published, or the one that is trained.
+        frames: frames of the clips to probe, where positions allow others.
+        size: side of the clips, in the same way.
+    """
+    from vidlearn.checkpoint import export_encoder
+    from vidlearn.pretrained import load_pretrained
+
+    shape = {name: x for name, x in (("frames", frames), ("size", size)) if x}
+    model = load_pretrained(source, encoder=encoder, **shape)
+    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
+    export_encoder(out, model.encoder.state_dict(), meta)
+    print(f"{out}: {model.about}, {model.cfg}")
+
+
+def export(source: Positional[str], out: Path, encoder: str = "target") -> None:
+    """Write a model with rotary positions as a folder that transformers' VJEPA2Model reads.
+
+    Args:
+        source: a run's folder, a checkpoint, or path or name of published weights.
+        out: folder to write.
+        encoder: target or context.
+    """
+    from vidlearn.pretrained import export_hf, load_pretrained
+
+    print(export_hf(out, load_pretrained(source, encoder=encoder)))
+
+
 def data_synth(
     folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
 ) -> None:
@@ -151,6 +188,8 @@ def doctor() -> int:
 COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
+    "import": (import_weights, "SOURCE", "write the encoder of a published file, for probe"),
+    "export": (export, "SOURCE", "write a model for transformers, as Hugging Face stores it"),
     "data synth": (data_synth, "FOLDER", "make the built-in videos, whose truth is known"),
     "data manifest": (data_manifest, "ROOT", "write the manifest of a folder of videos"),
     "data check": (data_check, "DATA", "try every video, list the unreadable ones"),

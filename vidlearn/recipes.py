@@ -42,6 +42,7 @@ class Config:
     width: int = 1024  # Width of the encoder
     depth: int = 24  # Blocks of the encoder
     heads: int = 16  # Attention heads of the encoder
+    mlp_ratio: float = 4.0  # Width of the encoder's MLPs, in widths of the encoder
     pred_width: int = 384  # Width of the predictor
     pred_depth: int = 12  # Blocks of the predictor
     pred_heads: int = 12  # Attention heads of the predictor
