@@ -187,7 +187,7 @@ def lr_of(kind, o, step):
     if step >= line:
         return schedule.linear((step + 1 - line) / (o["T_max"] - line), o["lr"], o["final_lr"])
     ends = dict(start=o["start_lr"], peak=o["lr"], final=o["lr" if kind == "wsd" else "final_lr"])
-    return schedule.warmup_cosine(step + 1, o["T_max"] + 1, warmup=o["warmup_steps"], **ends)
+    return schedule.warmup_anneal(step + 1, o["T_max"] + 1, warmup=o["warmup_steps"], **ends)
 
 
 def v1_rates(o, step):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from vidlearn.schedule import cosine, linear, warmup_cosine
+from vidlearn.schedule import cosine, linear, warmup_anneal
 
 ARGS = dict(warmup=10, start=1e-4, peak=1e-3, final=1e-6)
 
 
 def test_ends_and_peak():
-    rates = [warmup_cosine(s, 100, **ARGS) for s in range(100)]
+    rates = [warmup_anneal(s, 100, **ARGS) for s in range(100)]
     assert rates[0] == 1e-4 and rates[10] == 1e-3 == max(rates)
     assert rates[-1] == pytest.approx(1e-6, rel=1e-9)
     assert all(a < b for a, b in zip(rates[:10], rates[1:11]))
@@ -21,4 +21,4 @@ def test_halfway():
 
 
 def test_a_run_shorter_than_its_warmup_still_works():
-    assert [warmup_cosine(s, 2, **ARGS) for s in range(2)][1] < 1e-3
+    assert [warmup_anneal(s, 2, **ARGS) for s in range(2)][1] < 1e-3

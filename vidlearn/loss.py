@@ -13,15 +13,42 @@ from torch import distributed as td
 from torch.autograd import Function
 from torch.nn import functional as F
 
-
-def normalize_target(target_BND: Tensor) -> Tensor:
-    """Each token's features brought to mean 0 and deviation 1, in float32."""
-    return F.layer_norm(target_BND.float(), target_BND.shape[-1:], eps=1e-5)
+from vidlearn.tokens import Grid, positions
 
 
-def latent_l1(prediction_BKD: Tensor, target_BKD: Tensor) -> Tensor:
-    """Mean absolute difference [B] from a normalised target (Bardes et al. 2024, equation 1)."""
-    return (prediction_BKD.float() - target_BKD).abs().mean(dim=(1, 2))
+def normalize_target(target_BND: Tensor, levels: int = 1) -> Tensor:
+    """Each token's features, level by level, brought to mean 0 and deviation 1, in float32."""
+    x = target_BND.float().unflatten(-1, (levels, -1))
+    return F.layer_norm(x, x.shape[-1:], eps=1e-5).flatten(-2)
+
+
+def latent_l1(
+    prediction_BKD: Tensor,
+    target_BKD: Tensor,
+    power: float = 1.0,
+    distance_BK: Tensor | None = None,
+) -> Tensor:
+    """Mean absolute difference [B] from a normalised target (Bardes et al. 2024, equation 1).
+
+    Published options: |difference|^power / power, and tokens that weigh less by their distance.
+    """
+    off = (prediction_BKD.float() - target_BKD).abs()
+    off = off if power == 1 else off**power / power
+    return (off if distance_BK is None else off / distance_BK[..., None]).mean(dim=(1, 2))
+
+
+def context_distance(context_BK: Tensor, target_BK: Tensor, grid: Grid) -> Tensor:
+    """Square root of how far, in tokens, each context token is from the nearest target: [B, K].
+
+    The dense loss divides by it, so that what lies beside a gap counts most (V-JEPA 2.1).
+    """
+    place = positions(grid, context_BK.device).float()
+    return torch.cdist(place[context_BK], place[target_BK]).amin(-1).sqrt()
+
+
+def token_variance(predictions_BKD: Tensor) -> Tensor:
+    """V-JEPA's own penalty on predictions alike in all tokens of a clip; its weight there: 0."""
+    return F.relu(1 - (predictions_BKD.float().var(dim=1) + 1e-4).sqrt()).mean()
 
 
 def _over_ranks(_ctx: Any, x: Tensor) -> Tensor:

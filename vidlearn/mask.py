@@ -11,7 +11,7 @@ with the batch size per GPU. Chapter 9. Source: Bardes et al. 2024 (V-JEPA), sec
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -72,8 +72,13 @@ def draw_hidden(spec: MaskSpec, grid: Grid, rng: np.random.Generator) -> np.ndar
         top = rng.integers(0, grid[1] - h + 1)
         left = rng.integers(0, grid[2] - w + 1)
         hidden[:, top : top + h, left : left + w] = True
-    hidden[max(1, round(grid[0] * spec.seen_time)) :] = True
+    hidden[seen_steps(spec, grid) :] = True
     return hidden
+
+
+def seen_steps(spec: MaskSpec, grid: Grid) -> int:
+    """Time steps in which the context may lie."""
+    return max(1, int(grid[0] * spec.seen_time))
 
 
 def fair_lengths(spec: MaskSpec, grid: Grid) -> tuple[int, int]:
@@ -108,30 +113,53 @@ def fair_masks(spec: MaskSpec, grid: Grid, keys: Sequence[tuple[int, ...]]) -> M
 
 
 def published_masks(
-    spec: MaskSpec, grid: Grid, batch: int, step: int, generator: torch.Generator | None = None
-) -> Mask:
+    spec: MaskSpec, grid: Grid, batch: int, step: int, generator: torch.Generator | None = None, *,
+    area_to: float | None = None, span: tuple[float, float] = (1.0, 1.0),
+    max_keep: int | None = None, complement: str = "", swap: bool = False,
+) -> Mask:  # fmt: skip
     """Masks of a batch as V-JEPA's released code cuts them.
 
     The block size comes from a generator seeded by `step` (so all ranks share it), the places
-    from `generator` (default: torch's global one), and all lists are cut to the shortest.
+    from `generator` (default: torch's global one), and all lists are cut to the shortest, the
+    context also to `max_keep`. Blocks cover spec.spatial up to `area_to` of the frame and `span` of
+    the time. `complement` "target" or "context" makes that list all that the other lacks, `swap`
+    exchanges them, as options of V-JEPA 2 do.
     """
-    # The released code draws three numbers, for time, area and aspect ratio, of which the first
-    # two choose from ranges of one value; it also draws each block's only start in time.
-    u = torch.rand(3, generator=torch.Generator().manual_seed(step))[2].item()
-    h, w = block_size(spec, grid, u)
-    places = grid[1] - h + 1, grid[2] - w + 1, 1
-    rows_c: list[Tensor] = []
-    rows_t: list[Tensor] = []
-    while len(rows_c) < batch:
+    # Drawn in this order, also where the range is one value.
+    u = torch.rand(3, generator=torch.Generator().manual_seed(step)).tolist()
+    t = max(1, int(grid[0] * (span[0] + u[0] * (span[1] - span[0]))))
+    area = spec.spatial + u[1] * ((area_to or spec.spatial) - spec.spatial)
+    h, w = block_size(replace(spec, spatial=area), grid, u[2])
+    places = grid[1] - h + 1, grid[2] - w + 1, grid[0] - t + 1
+    rows: list[list[Tensor]] = []
+    while len(rows) < batch:
         hidden = torch.zeros(grid, dtype=torch.bool)
         for _ in range(spec.blocks):
-            top, left, _ = (int(torch.randint(n, (1,), generator=generator)) for n in places)
-            hidden[:, top : top + h, left : left + w] = True
+            top, left, start = (int(torch.randint(n, (1,), generator=generator)) for n in places)
+            hidden[start : start + t, top : top + h, left : left + w] = True
+        hidden[seen_steps(spec, grid) :] = True
         if not hidden.all():  # else there is no context: drawn again
-            rows_c.append((~hidden.flatten()).nonzero().flatten())
-            rows_t.append(hidden.flatten().nonzero().flatten())
-    both = ((rows, min(map(len, rows))) for rows in (rows_c, rows_t))
-    return Mask(*(torch.stack([row[:n] for row in rows]) for rows, n in both))
+            rows.append([x.flatten().nonzero().flatten() for x in (~hidden, hidden)])
+    least = [min(len(row[side]) for row in rows) for side in (0, 1)]
+    least[0] = min(least[0], max_keep or least[0])
+    lists = [torch.stack([row[side][: least[side]] for row in rows]) for side in (0, 1)]
+    if complement:
+        kept = lists[complement != "target"]
+        rest = torch.ones(batch, math.prod(grid), dtype=torch.bool).scatter_(1, kept, False)
+        lists[complement == "target"] = rest.nonzero()[:, 1].view(batch, -1)
+    return Mask(*lists[::-1] if swap else lists)
+
+
+def tube_masks(grid: Grid, ratio: float, batch: int, rng: np.random.Generator) -> Mask:
+    """Single patches through all frames, a share `ratio` of them hidden (Tong et al. 2022)."""
+    places = grid[1] * grid[2]
+    rows = []
+    for _ in range(batch):
+        seen = np.arange(places) >= places - int(places * (1 - ratio))
+        rng.shuffle(seen)
+        rows.append(torch.from_numpy(np.tile(seen, grid[0])))
+    both = torch.stack(rows)
+    return Mask(*(x.nonzero()[:, 1].view(batch, -1) for x in (both, ~both)))
 
 
 def make_masks(

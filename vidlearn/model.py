@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vidlearn.errors import ConfigError
 from vidlearn.mask import Mask
@@ -44,7 +46,13 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model's shape. `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (2.1)."""
+    """The model's shape. `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (2.1).
+
+    `dense` is what V-JEPA 2.1 adds: an own embedding for images, learned marks for image and
+    video, four norms along the depth, and predictions of the context, too. With `levels` 4 the
+    outputs of four depths go side by side to the predictor and into the targets. `pred_out` is
+    the width of a larger teacher's features, where it is not the encoder's own.
+    """
 
     size: int = 224
     frames: int = 16
@@ -59,6 +67,10 @@ class ModelConfig:
     pred_heads: int = 16
     mask_tokens: int = 2
     pos: str = "sincos"
+    dense: bool = False
+    levels: int = 1
+    pred_out: int = 0
+    recompute: bool = False  # forget what blocks computed, and compute it again in the backward
 
     def __post_init__(self) -> None:
         pairs = (("width", "heads"), ("pred_width", "pred_heads"), ("size", "patch"))
@@ -68,6 +80,9 @@ class ModelConfig:
                 raise ConfigError(f"model: {whole}={a} is not a multiple of {part}={b}")
         if self.pos not in ("sincos", "rope2", "rope21"):
             raise ConfigError(f"model: pos={self.pos!r}; known: sincos, rope2, rope21")
+        if (self.dense and self.depth % 4) or self.levels not in (1, 4 if self.dense else 1):
+            text = f"model: dense={self.dense}, levels={self.levels}, depth={self.depth}"
+            raise ConfigError(f"{text}: dense wants a depth in fours, and allows 1 or 4 levels")
 
     @classmethod
     def of(cls, name: str, **changes: Any) -> "ModelConfig":
@@ -83,6 +98,11 @@ class ModelConfig:
         """Tokens in time, height and width."""
         tubelet = 1 if self.frames == 1 else self.tubelet
         return token_grid(self.frames, self.size, self.size, self.patch, tubelet)
+
+    @property
+    def out_width(self) -> int:
+        """Numbers of a token that the encoder hands out: D, or 4 D for four levels."""
+        return self.width * self.levels
 
     @property
     def n_tokens(self) -> int:
@@ -124,11 +144,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP; each reads a normalised copy and adds to the stream."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, round(width * mlp_ratio))
 
     def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
@@ -145,6 +165,28 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def _start(net: nn.Module, blocks: nn.ModuleList, cfg: ModelConfig) -> None:
+    """Published weights at step 0. V-JEPA's training undid what its blocks had: less by depth."""
+    net.apply(init_weights)
+    for number, block in enumerate(blocks if cfg.pos != "sincos" else (), 1):
+        assert isinstance(block, Block)
+        block.attn.proj.weight /= math.sqrt(2 * number)
+        block.mlp.fc2.weight /= math.sqrt(2 * number)
+
+
+def _add_marks(net: nn.Module, width: int) -> None:
+    """What V-JEPA 2.1 adds to all tokens of an image, and to those of a video."""
+    for name in ("img_mod_embed", "video_mod_embed"):
+        net.register_parameter(name, nn.Parameter(torch.randn(1, 1, width) * 1e-6))
+
+
+def _run(block: nn.Module, x: Tensor, rotary: Rotary | None, cfg: ModelConfig) -> Tensor:
+    if cfg.recompute and torch.is_grad_enabled():
+        return checkpoint(block, x, rotary, use_reentrant=False)
+    return block(x, rotary)
+
+
 class Encoder(nn.Module):
     """A vision transformer over tubelets; with index lists it sees only the kept tokens."""
 
@@ -159,30 +201,47 @@ class Encoder(nn.Module):
             self.register_buffer("pos_embed", sincos_table(cfg.width, cfg.grid))
         shape = cfg.width, cfg.heads, cfg.mlp_ratio
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.depth))
-        self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
-        self.apply(init_weights)
+        norms = [nn.LayerNorm(cfg.width, eps=1e-6) for _ in range(4 if cfg.dense else 1)]
+        if cfg.dense:
+            self.patch_embed_img = TubeletEmbed(cfg.patch, 1, cfg.width)
+            self.norms_block = nn.ModuleList(norms)
+            _add_marks(self, cfg.width)
+        else:
+            self.norm = norms[0]
+        _start(self, self.blocks, cfg)
 
     def embed(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
         """All tokens with their positions added, and their grid: [B, N, D]."""
-        x = self.patch_embed(clip_BCTHW)
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
+        image = self.cfg.dense and frames == 1
+        patches = self.patch_embed_img if image else self.patch_embed
+        x = patches(clip_BCTHW)
         height, width = clip_BCTHW.shape[-2:]
-        grid = token_grid(frames, height, width, self.cfg.patch, self.patch_embed.tubelet)
+        grid = token_grid(frames, height, width, self.cfg.patch, patches.tubelet)
         if self.cfg.pos == "sincos":
             x = x + resize_table(self.pos_embed, self.cfg.grid, grid)
-        return x, grid
+        return x + _mark(self, image) if self.cfg.dense else x, grid
 
     def encode(self, tokens_BND: Tensor, grid: Grid, keep_BK: Tensor | None = None) -> Tensor:
-        """Run the blocks on all tokens, or on the kept ones: [B, N or K, D]."""
-        rotary = _rotary(self.cfg, grid, keep_BK, self.cfg.width // self.cfg.heads, tokens_BND)
+        """Run the blocks on all tokens, or on the kept ones: [B, N or K, out_width]."""
+        cfg = self.cfg
+        rotary = _rotary(cfg, grid, keep_BK, cfg.width // cfg.heads, tokens_BND)
         x = tokens_BND if keep_BK is None else gather_tokens(tokens_BND, keep_BK)
-        for block in self.blocks:
-            x = block(x, rotary)
-        return self.norm(x)
+        norms = list(self.norms_block if cfg.dense else [self.norm])[-cfg.levels :]
+        levels: list[Tensor] = []
+        for number, block in enumerate(self.blocks, 1):
+            x = _run(block, x, rotary, cfg)
+            if number * cfg.levels % cfg.depth == 0:
+                levels.append(norms[len(levels)](x))
+        return levels[0] if cfg.levels == 1 else torch.cat(levels, dim=-1)
 
     def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
-        """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, D]."""
+        """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, out_width]."""
         return self.encode(*self.embed(clip_BCTHW), keep_BK)
+
+
+def _mark(net: nn.Module, image: bool) -> Tensor:
+    return net.img_mod_embed if image else net.video_mod_embed  # type: ignore[return-value]
 
 
 def _rotary(
@@ -192,6 +251,9 @@ def _rotary(
     if cfg.pos == "sincos":
         return None
     place = positions(grid, like.device)
+    if cfg.pos == "rope21":  # frames of any size span the 16 x 16 places of the first training
+        span = torch.tensor([1, *(15 / max(1, n - 1) for n in grid[1:])], dtype=torch.float64)
+        place = place * span.to(like.device)
     place = place[None] if keep_BK is None else place[keep_BK]
     cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=like.dtype)
     return cos[:, None], sin[:, None]
@@ -205,8 +267,11 @@ class Predictor(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        width = cfg.pred_width
-        self.predictor_embed = nn.Linear(cfg.width, width)
+        width, out = cfg.pred_width, cfg.pred_out or cfg.out_width
+        self.predictor_embed: nn.Module = nn.Linear(cfg.width, width)
+        if cfg.levels > 1:
+            first = nn.Linear(cfg.out_width, cfg.width)
+            self.predictor_embed = nn.Sequential(first, nn.GELU(), self.predictor_embed)
         if cfg.pos == "sincos":
             self.register_buffer("predictor_pos_embed", sincos_table(width, cfg.grid))
         holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
@@ -214,13 +279,21 @@ class Predictor(nn.Module):
         shape = width, cfg.pred_heads, 4.0  # whatever the encoder has, as published
         self.predictor_blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.pred_depth))
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
-        self.predictor_proj = nn.Linear(width, cfg.width)
-        self.apply(init_weights)
+        self.predictor_proj = nn.Linear(width, out)
+        if cfg.dense:
+            self.predictor_proj_context = nn.Linear(width, out)
+            _add_marks(self, width)
+        _start(self, self.predictor_blocks, cfg)
 
     def forward(
-        self, context_BKD: Tensor, context_BK: Tensor, target_BK: Tensor, kind: int = 0
-    ) -> Tensor:
-        """Context features, both index lists, a mask token -> predictions [B, Kt, D]."""
+        self, context_BKD: Tensor, context_BK: Tensor, target_BK: Tensor, kind: int = 0, *,
+        grid: Grid | None = None, image: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Context features, both index lists, a mask token -> predictions [B, Kt, D].
+
+        A dense model predicts the context as well, after the targets: [B, Kt + Kc, D].
+        `grid` is that of the clip where it is not the model's own, `image` its kind.
+        """
         cfg = self.cfg
         x = self.predictor_embed(context_BKD)
         batch, n_target = target_BK.shape
@@ -229,11 +302,16 @@ class Predictor(nn.Module):
             x = x + gather_tokens(self.predictor_pos_embed, context_BK)
             hole = hole + gather_tokens(self.predictor_pos_embed, target_BK)
         keep = torch.cat([context_BK, target_BK], dim=1)
-        rotary = _rotary(cfg, cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
+        rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         x = torch.cat([x, hole], dim=1)
+        x = x + _mark(self, image) if cfg.dense else x
         for block in self.predictor_blocks:
-            x = block(x, rotary)
-        return self.predictor_proj(self.predictor_norm(x[:, -n_target:]))
+            x = _run(block, x, rotary, cfg)
+        targets = self.predictor_proj(self.predictor_norm(x[:, -n_target:]))
+        if not cfg.dense:
+            return targets
+        context = self.predictor_proj_context(self.predictor_norm(x[:, :-n_target]))
+        return torch.cat([targets, context], dim=1)
 
 
 class VJEPA(nn.Module):
@@ -267,6 +345,13 @@ class VJEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Move the target encoder towards the encoder: target <- m target + (1 - m) encoder."""
-        slow: list[Tensor] = list(self.target_encoder.parameters())
-        fast: list[Tensor] = list(self.encoder.parameters())
+        slow, fast = (
+            [p.to_local() if isinstance(p, DTensor) else p for p in part.parameters()]
+            for part in (self.target_encoder, self.encoder)
+        )
         torch._foreach_lerp_(slow, fast, 1 - momentum)
+
+    def blocks(self) -> list[nn.Module]:
+        """All transformer blocks, of the three parts."""
+        encoders = (self.encoder, self.target_encoder)
+        return [b for e in encoders for b in e.blocks] + list(self.predictor.predictor_blocks)

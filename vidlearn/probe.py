@@ -27,9 +27,9 @@ from vidlearn import checkpoint
 from vidlearn.batch import ClipDataset, eval_loader
 from vidlearn.datasets import Manifest
 from vidlearn.errors import ConfigError
-from vidlearn.model import MLP, Encoder, init_weights
+from vidlearn.model import MLP, Block, Encoder, init_weights
 from vidlearn.recipes import Config
-from vidlearn.schedule import warmup_cosine
+from vidlearn.schedule import warmup_anneal
 from vidlearn.transform import normalize
 
 Device = torch.device | str
@@ -113,7 +113,7 @@ def _best(
         for step in range(steps):
             queue = queue if len(queue) else chosen[torch.randperm(len(chosen))]
             pick, queue = queue[:64], queue[64:]
-            lr = warmup_cosine(step, steps, warmup=steps // 10, start=0, peak=rate, final=0)
+            lr = warmup_anneal(step, steps, warmup=steps // 10, start=0, peak=rate, final=0)
             optimizer.param_groups[0]["lr"] = lr
             loss = F.cross_entropy(probe(x[pick].to(device).float()), y[pick].to(device))
             optimizer.zero_grad()
@@ -145,15 +145,25 @@ def attentive(train: Labelled, test: Tensor, heads: int, device: Device = "cpu")
 
 
 class AttentiveProbe(nn.Module):
-    """A learned query reads all tokens, then a linear layer; form and names as published."""
+    """A learned query reads all tokens, then a linear layer; forms and names as published.
 
-    def __init__(self, width: int, heads: int, classes: int) -> None:
+    V-JEPA 2 has `depth` 4: three blocks of self-attention on the tokens before the query reads
+    them. V-JEPA's blocks come `after` it. Without `complete` there are no norms and no MLP.
+    """
+
+    def __init__(
+        self, width: int, heads: int, classes: int, depth: int = 1, *,
+        after: bool = False, complete: bool = True, eps: float = 1e-5,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.heads = heads
+        self.heads, self.after, self.complete = heads, after, complete
         xattn = nn.ModuleDict({"q": nn.Linear(width, width), "kv": nn.Linear(width, 2 * width)})
-        norms = {"norm1": nn.LayerNorm(width), "norm2": nn.LayerNorm(width)}
+        norms = {name: nn.LayerNorm(width, eps) for name in ("norm1", "norm2")}
         block = nn.ModuleDict({**norms, "xattn": xattn, "mlp": MLP(width, 4 * width)})
-        self.pooler = nn.ModuleDict({"cross_attention_block": block})
+        self.pooler = nn.ModuleDict({"cross_attention_block": block if complete else xattn})
+        if depth > 1:
+            blocks = (Block(width, heads, 4.0, eps) for _ in range(depth - 1))
+            self.pooler["blocks"] = nn.ModuleList(blocks)
         self.pooler.query_tokens = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.linear = nn.Linear(width, classes)
         self.apply(init_weights)
@@ -161,19 +171,34 @@ class AttentiveProbe(nn.Module):
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """[B, N, D] -> logits [B, classes]."""
         pooler: Any = self.pooler
+        blocks = nn.Sequential(*pooler["blocks"] if "blocks" in pooler else ())
+        if self.after:
+            return self.linear(blocks(self._read(tokens_BND)[:, None])[:, 0])
+        return self.linear(self._read(blocks(tokens_BND)))
+
+    def _read(self, x_BND: Tensor) -> Tensor:
+        pooler: Any = self.pooler
         block, query = pooler["cross_attention_block"], pooler.query_tokens[0]
-        norm, kv = block["norm1"], block["xattn"]["kv"]
-        key_HdD, value_HdD = kv.weight.unflatten(0, (2, self.heads, -1))
-        q_Hd = block["xattn"]["q"](query).view(self.heads, -1) / math.sqrt(key_HdD.shape[1])
+        xattn = block["xattn"] if self.complete else block
+        key_HdD, value_HdD = xattn["kv"].weight.unflatten(0, (2, self.heads, -1))
+        q_Hd = xattn["q"](query).view(self.heads, -1) / math.sqrt(key_HdD.shape[1])
         # With one query it is the same sum, and four times as fast, to bring the query into the
         # tokens' space instead of all tokens into that of keys and values; the norm's scale and
         # shift can wait, too. What is added to every key alike cancels in the softmax.
-        x = F.layer_norm(tokens_BND, norm.normalized_shape, eps=norm.eps)
-        ask_DH = norm.weight[:, None] * torch.einsum("Hd,HdD->DH", q_Hd, key_HdD)
-        read_BHD = (x @ ask_DH).softmax(1).transpose(1, 2) @ x * norm.weight + norm.bias
+        ask_DH = torch.einsum("Hd,HdD->DH", q_Hd, key_HdD)
+        if self.complete:
+            norm = block["norm1"]
+            x_BND = F.layer_norm(x_BND, norm.normalized_shape, eps=norm.eps)
+            ask_DH = norm.weight[:, None] * ask_DH
+        read_BHD = (x_BND @ ask_DH).softmax(1).transpose(1, 2) @ x_BND
+        if self.complete:
+            read_BHD = read_BHD * norm.weight + norm.bias
         y = torch.einsum("BHD,HdD->BHd", read_BHD, value_HdD).flatten(1)
-        y = query + y + kv.bias.chunk(2)[1]
-        return self.linear(y + block["mlp"](block["norm2"](y)))
+        y = y + xattn["kv"].bias.chunk(2)[1]
+        if not self.complete:
+            return y
+        y = query + y
+        return y + block["mlp"](block["norm2"](y))
 
 
 def load_frozen(path: str | Path, which: str = "target") -> tuple[Encoder, Config, int]:

@@ -30,6 +30,7 @@ class Config:
     size: int = 224  # Side of the square crop, in pixels
     frames: int = 16  # Frames a clip
     stride_frames: int = 4  # Frames from one frame of the clip to the next
+    strides: str = "exact"  # exact, or vjepa1 for the published strides of 4, 4, 4, 4, 5 ...
     crop_scale: tuple[float, float] = (0.3, 1.0)  # Area of the random crop as a share of the frame
     flip: float = 0.5  # Probability of mirroring a clip; 0 where left and right matter
     input_norm: str = "imagenet"  # imagenet: fixed mean and deviation; clip: each clip by its own
@@ -47,10 +48,18 @@ class Config:
     pred_depth: int = 12  # Blocks of the predictor
     pred_heads: int = 12  # Attention heads of the predictor
     pos: str = "sincos"  # Positions: sincos (V-JEPA), rope2 (V-JEPA 2) or rope21 (V-JEPA 2.1)
+    dense: bool = False  # Predict the context, too, and what else V-JEPA 2.1 has
+    levels: int = 1  # Depths of the encoder that are predicted: 1, or 4 with --dense
+    recompute: bool = False  # Save memory: forget what blocks computed until the backward pass
     # the task
     masks: str = "vjepa"  # Kinds of masks: vjepa (short and long), future, short or long
     mask_cut: str = "fair"  # fair, or vjepa1 for the published cut
     mask_cycle: bool = False  # Take one kind of mask a step in turn instead of all kinds every step
+    one_token: bool = False  # One mask token for all kinds of masks, as V-JEPA 2 has it
+    loss_power: float = 1.0  # The loss is |difference|^power / power
+    context_loss: float = 0.0  # Weight of the loss on the context, with --dense
+    context_ramp: tuple[int, int] = (15_000, 30_000)  # Steps between which that weight rises from 0
+    token_var: float = 0.0  # Weight of V-JEPA's variance term on the predictions
     var_cov: float = 0.0  # Weight of the variance-covariance term on the context features
     # the optimiser
     batch: int = 3072  # Clips a step, over all processes
@@ -59,10 +68,18 @@ class Config:
     lr_start: float = 2e-4  # Learning rate at the first step
     lr: float = 6.25e-4  # Highest learning rate
     lr_final: float = 1e-6  # Learning rate at the last step
+    anneal: int = 0  # Steps of its fall; 0: all after the rise
+    fall: str = "cosine"  # Shape of its fall: cosine or linear
+    rates: str = "exact"  # exact: they end where they say; vjepa1: at 4/5 of the way, as published
     weight_decay: tuple[float, float] = (0.04, 0.4)  # Weight decay at the first and the last step
     ema: tuple[float, float] = (0.998, 1.0)  # Momentum of the target encoder: first, last step
     clip_grad: float = 10.0  # Greatest gradient norm, encoder and predictor each; 0: no clipping
-    bf16: bool = True  # Mixed precision on CUDA; a CPU always computes in float32
+    clip_start: int = 0  # First step that is clipped; 12,300 in V-JEPA
+    bf16: bool = True  # Mixed precision on CUDA
+    bf16_cpu: bool = False  # Mixed precision on a CPU, which pays from a width of 384
+    compile: bool = True  # Compile the blocks on CUDA
+    shard: bool = False  # Share weights and optimiser among the processes (FSDP2), for ViT-g and up
+    bf16_grads: bool = False  # Exchange gradients in half the bytes
     seed: int = 0  # Seed of everything
     # the run
     threads: int = 1  # CPU threads of each process
@@ -71,11 +88,17 @@ class Config:
     tensorboard: bool = False  # Write TensorBoard files as well
 
     # What may differ between a run and its continuation.
-    _FREE = ("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads")
+    _FREE = (
+        *("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads"),
+        *("compile", "recompute", "shard", "bf16_grads"),
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, free = getattr(self, field.name), ("workers", "warmup", "seed")
+            value, free = (
+                getattr(self, field.name),
+                ("workers", "warmup", "seed", "anneal", "clip_start"),
+            )
             least = 1 if field.type == "int" and field.name not in free else 0
             if field.type in ("int", "float") and not value >= least:
                 name = field.name.replace("_", "-")
@@ -87,14 +110,14 @@ class Config:
         from vidlearn.model import ModelConfig
 
         shared = [f.name for f in fields(ModelConfig) if hasattr(self, f.name)]
-        kinds = 1 if self.mask_cycle else len(MASKS.get(self.masks, "?"))
+        kinds = 1 if self.mask_cycle or self.one_token else len(MASKS.get(self.masks, "?"))
         return ModelConfig(mask_tokens=kinds, **{name: getattr(self, name) for name in shared})
 
     def clip_spec(self) -> ClipSpec:
         """Which frames make a clip."""
         from vidlearn.sample import ClipSpec
 
-        return ClipSpec(frames=self.frames, stride_frames=self.stride_frames)
+        return ClipSpec(self.frames, self.stride_frames, rule=self.strides)
 
     def transform(self, train: bool) -> ClipTransform:
         """Crop, resize and flip: at random for training, the centre otherwise."""

@@ -18,6 +18,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vidlearn import checkpoint, schedule
@@ -25,13 +35,23 @@ from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_d
 from vidlearn.datasets import Manifest, Quarantine
 from vidlearn.dist import Dist, init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
-from vidlearn.loss import effective_rank, latent_l1, normalize_target, spread, variance_covariance
+from vidlearn.loss import (
+    context_distance,
+    effective_rank,
+    latent_l1,
+    normalize_target,
+    spread,
+    token_variance,
+    variance_covariance,
+)
 from vidlearn.mask import Mask, make_masks
 from vidlearn.model import VJEPA
 from vidlearn.recipes import Config
 from vidlearn.runlog import RunLog
 from vidlearn.tokens import gather_tokens
 from vidlearn.transform import normalize
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whatever ranks share it
 
 
 @dataclass
@@ -59,27 +79,50 @@ def build(config: Config, dist: Dist) -> State:
     torch.manual_seed(config.seed)
     model = VJEPA(config.model()).to(dist.device)
     on_gpu = dist.device.type == "cuda"
+    if on_gpu and config.compile:  # the fair cut has few lengths, each worth a kernel of its own
+        compile_blocks(model, dynamic=config.mask_cut != "fair")
+    wrapped = _share(model, config, dist) if dist.world > 1 else model
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=on_gpu or None)
-    wrapped: nn.Module = model
-    if dist.world > 1:
-        here = [dist.device.index] if on_gpu else None
-        names = inspect.signature(DistributedDataParallel).parameters
-        # The only buffers are tables that never change. torch 2.13 renamed the option.
-        sync = next(x for x in ("forward_sync_buffers", "broadcast_buffers") if x in names)
-        options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
-        wrapped = DistributedDataParallel(model, device_ids=here, **options)
     return State(config, dist, model, wrapped, optimizer, torch.zeros(2, device=dist.device))
+
+
+def compile_blocks(model: VJEPA, *, dynamic: bool) -> None:
+    """Compile each block, in place: names and weights stay; `dynamic` for lengths that vary."""
+    for block in model.blocks():
+        block.compile(dynamic=dynamic)
+
+
+def _share(model: VJEPA, config: Config, dist: Dist) -> nn.Module:
+    """The model as all ranks train it together: copies of it, or with --shard its parts."""
+    if config.shard:
+        mesh = init_device_mesh(dist.device.type, (dist.world,))
+        half = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.bf16_grads else None)
+        for part in (*model.blocks(), model):
+            fully_shard(part, mesh=mesh, mp_policy=half)
+        return model
+    here = [dist.device.index] if dist.device.type == "cuda" else None
+    names = inspect.signature(DistributedDataParallel).parameters
+    # The only buffers are tables that never change. torch 2.13 renamed the option.
+    sync = next(x for x in ("forward_sync_buffers", "broadcast_buffers") if x in names)
+    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
+    copies = DistributedDataParallel(model, device_ids=here, **options)
+    if config.bf16_grads:
+        copies.register_comm_hook(None, bf16_compress_hook)
+    return copies
 
 
 def set_rates(state: State) -> tuple[float, float, float]:
     """Learning rate and weight decay into the optimiser; returns (lr, weight decay, momentum)."""
-    c, progress = state.config, state.step / max(1, state.config.steps - 1)
-    rates = {"start": c.lr_start, "peak": c.lr, "final": c.lr_final}
-    lr = schedule.warmup_cosine(state.step, c.steps, warmup=c.warmup, **rates)
-    decay = schedule.cosine(progress, *c.weight_decay)
+    c, end, step = state.config, max(1.0, state.config.steps - 1), state.step
+    if c.rates == "vjepa1":  # made for a run of 5/4 the length, and a step ahead, as published
+        end, step = c.steps * 1.25, state.step + 1
+    span: dict[str, Any] = {"start": c.lr_start, "peak": c.lr, "final": c.lr_final}
+    span |= {"anneal": c.anneal, "shape": c.fall, "warmup": c.warmup}
+    lr = schedule.warmup_anneal(step, int(end) + 1, **span)
+    decay = schedule.cosine(step / int(end), *c.weight_decay)
     for group in state.optimizer.param_groups:
         group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
-    return lr, decay, schedule.linear(progress, *c.ema)
+    return lr, decay, schedule.linear(state.step / end, *c.ema)
 
 
 def forward_loss(
@@ -88,17 +131,27 @@ def forward_loss(
     """Loss to differentiate, each clip's latent loss [B], the regulariser, target features."""
     c = state.config
     clips = normalize(batch.clips, c.input_norm)
-    kinds = [0] * len(masks) if c.mask_cycle else list(range(len(masks)))
-    with torch.autocast(clips.device.type, torch.bfloat16, c.bf16 and clips.is_cuda):
+    kinds = [0] * len(masks) if c.mask_cycle or c.one_token else list(range(len(masks)))
+    half = c.bf16 if clips.is_cuda else c.bf16_cpu
+    with torch.autocast(clips.device.type, torch.bfloat16, half):
         target, predictions, contexts = state.wrapped(clips, masks, kinds)
-    goal = normalize_target(target)
-    losses = [latent_l1(p, gather_tokens(goal, m.target_BK)) for p, m in zip(predictions, masks)]
+    goal, ramp = normalize_target(target, c.levels), schedule.ramp(state.step, *c.context_ramp)
+    losses = []
+    for z, m in zip(predictions, masks):
+        ahead, seen = z.tensor_split([m.target_BK.shape[1]], dim=1)  # seen: of a dense model only
+        losses.append(latent_l1(ahead, gather_tokens(goal, m.target_BK), c.loss_power))
+        if c.context_loss:
+            away = context_distance(m.context_BK, m.target_BK, state.model.cfg.grid)
+            near = latent_l1(seen, gather_tokens(goal, m.context_BK), distance_BK=away)
+            losses[-1] = losses[-1] + c.context_loss * ramp * near
     per_clip = torch.stack(losses).mean(0)
     # The mean over the readable clips of all ranks: N processes minimise what one would.
     loss = (per_clip * batch.valid).sum() * state.dist.world / state.votes[0].clamp_min(1)
     reg = loss.new_zeros(())
     if c.var_cov:
         reg = torch.stack([variance_covariance(x) for x in contexts]).mean()
+    if c.token_var:
+        loss = loss + c.token_var * torch.stack([token_variance(z) for z in predictions]).mean()
     return loss + c.var_cov * reg, per_clip.detach(), reg.detach(), target
 
 
@@ -120,8 +173,10 @@ def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, A
     loss, per_clip, reg, target = forward_loss(state, batch, masks)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    limit, parts = c.clip_grad or float("inf"), (state.model.encoder, state.model.predictor)
+    limit = c.clip_grad if c.clip_grad and state.step >= c.clip_start else float("inf")
+    parts = (state.model.encoder, state.model.predictor)
     norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     state.optimizer.step()
     state.model.update_target(momentum)
     state.step += 1
@@ -148,8 +203,9 @@ def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
 def save(state: State, out: Path) -> Path | None:
     """Write a checkpoint from rank 0; the others wait for it."""
     path, about = None, {"config": state.config.to_json(), "step": state.step}
+    model, optimizer = get_state_dict(state.model, state.optimizer, options=WHOLE)
     if state.dist.is_main:
-        parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+        parts = {"model": model, "optimizer": optimizer}
         path = checkpoint.save(out / "checkpoints", state.step, {**about, **parts})
     state.dist.barrier()
     return path
@@ -160,13 +216,13 @@ def resume(state: State, out: Path) -> bool:
     path = checkpoint.latest(out / "checkpoints")
     if path is None:
         return False
-    content = checkpoint.load(path, map_location=state.dist.device)
+    content = checkpoint.load(path)
     if differences := state.config.differences(Config.from_json(content["config"])):
         text = f"{path} belongs to another run ({'; '.join(differences)}: asked, saved)"
         raise ConfigError(f"{text}. Choose another --out, or the same choices")
     checkpoint.check_matches(content["model"], state.model, path)
-    state.model.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
+    parts = {"model_state_dict": content["model"], "optim_state_dict": content["optimizer"]}
+    set_state_dict(state.model, state.optimizer, **parts, options=WHOLE)
     state.step = content["step"]
     return True
 
@@ -245,8 +301,10 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
 def _finish(state: State, out: Path, log: RunLog) -> dict[str, Any]:
     """The last checkpoint, the exported encoder, and where the run stands."""
     c, main, path = state.config, state.dist.is_main, save(state, out)
+    weights: dict[str, Any] = get_model_state_dict(state.model, options=WHOLE)
     if main:
-        weights = state.model.target_encoder.state_dict()
+        prefix = "target_encoder."
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         meta = {"config": c.to_json(), "step": state.step}
         checkpoint.export_encoder(out / "encoder.safetensors", weights, meta)
     if stopped := state.step < c.steps:
