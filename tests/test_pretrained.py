@@ -21,7 +21,8 @@ import vidlearn
 from vidlearn import checkpoint, pretrained
 from vidlearn.errors import ConfigError
 from vidlearn.model import VJEPA, ModelConfig
-from vidlearn.pretrained import HEADS, NAMES, load_pretrained
+from vidlearn.pretrained import HEADS, NAMES, load_pretrained, load_probe
+from vidlearn.probe import AttentiveProbe
 from vidlearn.recipes import Config
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +30,7 @@ PARITY = ROOT / os.environ.get("VIDLEARN_PARITY", "../shared/parity")
 FACTS = ROOT / os.environ.get("VIDLEARN_FACTS", "../shared/facts") / "checkpoint_keys"
 V1 = ModelConfig(32, 16, 8, 2, 24, 2, 2, 4.0, 16, 1, 2, 2, "sincos")
 V2 = ModelConfig(32, 8, 8, 2, 48, 2, 3, 3.0, 24, 2, 2, 10, "rope2")
+V21 = replace(V2, pos="rope21", depth=4, dense=True, mask_tokens=8)
 GIVEN = {"heads": 3, "pred_heads": 2, "frames": 8, "size": 32}  # what no file of V2 tells
 
 
@@ -90,7 +92,15 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("which", ["target", "context"])
-@pytest.mark.parametrize(("cfg", "given"), [(V1, {"heads": 2}), (V2, GIVEN)], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    ("cfg", "given"),
+    [
+        *((V1, {"heads": 2}), (V2, GIVEN)),
+        (replace(V21, pred_out=40), GIVEN),  # B and L, taught by G
+        (replace(V21, levels=4), GIVEN),  # g and G
+    ],
+    ids=["v1", "v2", "v2.1-taught", "v2.1"],
+)
 def test_an_official_file_gives_the_encoder_that_is_asked_for(tmp_path, cfg, given, which):
     net = model_of(cfg)
     found = load_pretrained(official(net, tmp_path / "x.pth.tar"), encoder=which, **given)
@@ -137,7 +147,7 @@ def test_sizes_that_were_published(tmp_path):
 
 def published():
     """Version, name and stored names and shapes of each published model."""
-    for version in ("v1", "v2"):
+    for version in ("v1", "v2", "v21"):
         path = FACTS / f"{version}_state_dict_shapes.json"
         for name, parts in json.loads(path.read_text()).items() if path.exists() else ():
             yield pytest.param(version, name, parts, id=f"{version}-{name}")
@@ -147,19 +157,30 @@ def published():
 @pytest.mark.parametrize(("version", "name", "parts"), [*published()])
 def test_every_published_size_is_ours(monkeypatch, version, name, parts):
     """On the device `meta`: names, shapes and what follows from them, without a weight."""
+    lists = {part: parts[part].items() for part in ("encoder", "predictor")}
     with torch.device("meta"):
-        content = {
-            k: {n: torch.empty(s) for n, s in parts[k].items()} for k in ("encoder", "predictor")
-        }
+        content = {part: {n: torch.empty(s) for n, s in names} for part, names in lists.items()}
     monkeypatch.setattr(pretrained, "_load", lambda path: content)
     monkeypatch.setattr(pretrained, "_find", Path)
     monkeypatch.setattr(torch.nn.Module, "to_empty", lambda net, device: net)
     found = load_pretrained(f"{name}.pt", encoder="context")
-    trained = sum(x.numel() for x in found.encoder.parameters())
-    assert trained == parts["params_trainable_total"]["encoder"][0]
-    grid = {"v1": (8, 14, 14), "v2": (32, 16, 16)}[version]
+    for part in ("encoder", "predictor"):
+        trained = sum(x.numel() for x in getattr(found, part).parameters())
+        assert trained == parts["params_trainable_total"][part][0]
+    grid = {"v1": (8, 14, 14)}.get(version, (32, 16, 16))
     assert found.cfg.grid == ((grid[0], 24, 24) if name.endswith("384") else grid)
-    assert found.cfg.pred_heads == {"v1": 16, "v2": 12}[version]
+    pos, heads = {"v1": ("sincos", 16), "v2": ("rope2", 12), "v21": ("rope21", 12)}[version]
+    assert (found.cfg.pos, found.cfg.pred_heads) == (pos, heads)
+    if version == "v21":
+        assert found.cfg.dense and found.cfg.levels == (1 if name.endswith("dist") else 4)
+        assert found.cfg.pred_out == (1664 if name.endswith("dist") else 0)
+    probe = next((x for k, x in parts.items() if k.startswith("probe_") and k != "probe_params"), 0)
+    if probe:
+        with torch.device("meta"):
+            weights = {n: torch.empty(shape) for n, shape in probe.items()}
+        content = {"classifier": weights} if version == "v1" else {"classifiers": [weights]}
+        probe = load_probe(f"{name}-probe.pt")
+        assert (len(probe.pooler) == 2, probe.after) == (version == "v2", version == "v1")
 
 
 def case(name):
@@ -178,6 +199,56 @@ def test_a_file_of_the_published_code_gives_its_features():
     assert found.cfg.size == c["img_size"] and found.cfg.pos == "sincos"
     out = found.encoder.double()(t["in.clip_int8.0"].double() / 32)
     assert (out - t["out.full"]).abs().max() < 2e-6
+
+
+def probe_file(path, probe, version):
+    weights = {f"module.{k}": x for k, x in probe.state_dict().items()}
+    if version == 1:  # V-JEPA's have weights that its code does not use
+        for name, shape in (("weight", (24, 24)), ("bias", (24,))):
+            weights[f"module.pooler.cross_attention_block.xattn.proj.{name}"] = torch.ones(shape)
+    key = {"classifier": weights} if version == 1 else {"classifiers": [weights, {}]}
+    torch.save({**key, "epoch": 20}, path)
+    return path
+
+
+@pytest.mark.parametrize(("version", "depth"), [(1, 1), (1, 3), (2, 4)])
+def test_a_published_probe_gives_its_logits(tmp_path, version, depth):
+    probe = shake(AttentiveProbe(24, 2, 7, depth, after=version == 1))
+    found = load_probe(probe_file(tmp_path / "p.pt", probe, version), heads=2)
+    x = torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found(x), probe(x)) and same(found.state_dict(), probe.state_dict())
+    assert probe(x).std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["v1_probe", "v2_classifier"])
+def test_a_probe_of_the_published_code_gives_its_logits(tmp_path, name):
+    config, t = case(name)
+    weights = {k.removeprefix("w.").removeprefix("classifier."): x.float() for k, x in t.items()}
+    encoder = {k.removeprefix("encoder."): x for k, x in weights.items() if "encoder." in k}
+    weights = {k: x for k, x in weights.items() if k.startswith(("pooler.", "linear."))}
+    assert any("xattn.proj" in k for k in weights) == (name == "v1_probe")
+    more = {"classifier": weights} if name == "v1_probe" else {"classifiers": [weights]}
+    torch.save({"encoder": encoder, **more}, tmp_path / "p.pt")
+    if name == "v1_probe":
+        x, heads = t["in.x_int8"].double() / 32, config["num_heads"]
+    else:
+        c, heads = config["config"], config["num_heads_probe"]
+        given = dict(heads=c["num_heads"], frames=c["num_frames"], size=c["img_size"])
+        found = load_pretrained(tmp_path / "p.pt", encoder="context", **given)
+        x = found.encoder.double()(t["in.clip_int8"].double() / 32)
+    logits = load_probe(tmp_path / "p.pt", heads).double()(x)
+    assert (logits - t["out.logits"]).abs().max() < 2e-6
+
+
+def test_a_file_without_a_probe_is_named(tmp_path):
+    path = official(model_of(V1), tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"x.pt: no probe of V-JEPA; it has encoder, predictor,"):
+        load_probe(path)
+    probe = AttentiveProbe(24, 2, 7)
+    del probe.pooler["cross_attention_block"]["mlp"].fc1.bias
+    probe.pooler["cross_attention_block"]["mlp"].fc1.bias = None
+    with pytest.raises(ConfigError, match=r"1 missing \(pooler.cross_attention_block.mlp.fc1.bias"):
+        load_probe(probe_file(tmp_path / "p.pt", probe, 2), heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +313,13 @@ def test_hugging_face_there_and_back_is_the_same(hugging, tmp_path):
     assert configs[1].items() <= configs[0].items()
 
 
-@pytest.mark.parametrize("cfg", [V1, replace(V2, pos="rope21")], ids=["v1", "v2.1"])
+@pytest.mark.parametrize("cfg", [V1, replace(V2, pos="rope21"), V21], ids=["1", "2", "2.1"])
 def test_only_v_jepa_2_goes_to_hugging_face(tmp_path, cfg):
     path = official(model_of(cfg), tmp_path / "x.pt")
-    found = load_pretrained(path, **(GIVEN | dict(frames=cfg.frames, heads=cfg.heads)), pos=cfg.pos)
-    with pytest.raises(
-        ConfigError, match=f"pos={cfg.pos}, a predictor; transformers has pos=rope2"
-    ):
+    given = GIVEN | dict(frames=cfg.frames, heads=cfg.heads, pos=cfg.pos)
+    found = load_pretrained(path, **given)
+    words = f"pos={cfg.pos}, dense={cfg.dense}, a predictor; transformers has V-JEPA 2 only"
+    with pytest.raises(ConfigError, match=words):
         pretrained.export_hf(tmp_path / "hf", found)
     assert not (tmp_path / "hf").exists()
 
@@ -272,7 +343,7 @@ def test_a_run_and_an_export_of_ours(tmp_path):
     checkpoint.export_encoder(file, net.encoder.state_dict(), state | {"model": None})
     found = load_pretrained(file)
     assert found.predictor is None and found.config == choices
-    with pytest.raises(ConfigError, match="no predictor; transformers has"):
+    with pytest.raises(ConfigError, match="no predictor; transformers has V-JEPA 2 only"):
         pretrained.export_hf(tmp_path / "hf", found)
 
 

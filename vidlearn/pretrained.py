@@ -12,27 +12,35 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidlearn import checkpoint
 from vidlearn.errors import ConfigError
 from vidlearn.model import SIZES, Encoder, ModelConfig, Predictor
+from vidlearn.probe import AttentiveProbe
 from vidlearn.recipes import Config
 
-Net = TypeVar("Net", Encoder, Predictor)
+Net = TypeVar("Net", bound=nn.Module)
 Weights = dict[str, Tensor]
 Parts = dict[str, Weights]
 URL = "https://dl.fbaipublicfiles.com/"
 NAMES = {
     **{f"vjepa/{n}": f"jepa/{n}/{n}.pth.tar" for n in ("vitl16", "vith16", "vith16-384")},
     **{f"vjepa2/{n}": f"vjepa2/{n}.pt" for n in ("vitl", "vith", "vitg", "vitg-384")},
+    "vjepa2.1/vitb-384": "vjepa2/vjepa2_1_vitb_dist_vitG_384.pt",
+    "vjepa2.1/vitl-384": "vjepa2/vjepa2_1_vitl_dist_vitG_384.pt",
+    "vjepa2.1/vitg-384": "vjepa2/vjepa2_1_vitg_384.pt",
+    # Published as vitG, which some file systems cannot tell from vitg.
+    "vjepa2.1/vitgigantic-384": "vjepa2/vjepa2_1_vitG_384.pt",
 }
 # Heads by width. The two widest were published with V-JEPA 2 and 2.1 only, with other heads.
 HEADS = {width: heads for width, _, heads, _ in SIZES.values()} | {1408: 22, 1664: 26}
@@ -88,15 +96,18 @@ def load_pretrained(
     part = next((name for name in PARTS[encoder] if name in parts), None)
     if part is None:
         raise ConfigError(f"{path}: no {encoder} encoder in it, but {', '.join(parts)}")
-    weights, guess = parts[part], parts.get("predictor", {})
-    cfg = replace(told["cfg"], **shape) if "cfg" in told else _shape(path, weights, guess, shape)
+    weights, guess, own = parts[part], parts.get("predictor", {}), told.get("config")
+    if own or "cfg" in told:
+        cfg = replace(own, **shape).model() if own else replace(told["cfg"], **shape)
+    else:
+        cfg = _shape(path, weights, guess, shape)
     if cfg.pos != "sincos":  # released files of V-JEPA 2 hold tables that it does not use
         weights.pop("pos_embed", None)
         guess.pop("predictor_pos_embed", None)
-    net = _build(Encoder, cfg, weights, path)
-    predictor = _build(Predictor, cfg, guess, path) if guess else None
+    net = _build(lambda: Encoder(cfg), weights, path)
+    predictor = _build(lambda: Predictor(cfg), guess, path) if guess else None
     mine = {f.name: getattr(cfg, f.name) for f in fields(Config) if hasattr(cfg, f.name)}
-    config = replace(told.get("config", Config()), **mine)
+    config = replace(own, **shape) if own else Config(**{**mine, "levels": 1})
     kind = told.get("mask_token", 0) if mask_token is None else mask_token
     about = {"path": str(path), "encoder": part, "epoch": told.get("epoch", 0)}
     return Pretrained(net, predictor, cfg, kind, config, about)
@@ -143,7 +154,7 @@ def _read(path: Path) -> tuple[Parts, dict[str, Any]]:
     if not own:
         return parts, {"epoch": content.get("epoch", 0)}
     config = Config.from_json(own["config"])
-    return parts, {"config": config, "cfg": config.model(), "epoch": own["step"]}
+    return parts, {"config": config, "epoch": own["step"]}
 
 
 def _bare(weights: dict[str, Any], part: str) -> Weights:
@@ -181,7 +192,8 @@ def _read_hf(folder: Path) -> tuple[Parts, dict[str, Any]]:
     if odd := {k: config.get(k) for k, x in FIXED.items() if config.get(k, x) != x}:
         raise ConfigError(f"{folder}: a model with {odd}; only VJEPA2Model with {FIXED} is read")
     cfg = ModelConfig(**{k: config[x] for k, x in FIELDS.items() if x in config}, pos="rope2")
-    names = [*_empty(Encoder, cfg).state_dict(), *_empty(Predictor, cfg).state_dict()]
+    with torch.device("meta"):
+        names = [*Encoder(cfg).state_dict(), *Predictor(cfg).state_dict()]
     ours = {f"mask_tokens.{i}": x for i, x in enumerate(hf.pop(HOLES, ()))}
     for name in (name for name in names if "mask_tokens" not in name):
         if hf.keys() >= {*_twins(name)}:
@@ -198,18 +210,24 @@ def _shape(path: Path, weights: Weights, guess: Weights, given: dict[str, Any]) 
         raise ConfigError(f"{path}: no video encoder of V-JEPA; its weights: {[*weights][:3]} ...")
     width, _, tubelet, patch, _ = box.shape
     table, kinds = weights.get("pos_embed"), _count(guess, "mask_tokens")
+    dense = "patch_embed_img.proj.weight" in weights
     # Files of V-JEPA 2 may hold the table, too, but they have more mask tokens.
-    pos = given.get("pos", "sincos" if table is not None and kinds < 3 else "rope2")
+    pos = "rope21" if dense else "sincos" if table is not None and kinds < 3 else "rope2"
+    pos = given.get("pos", pos)
     heads = given.get("heads", HEADS.get(width))
     shape: dict[str, Any] = dict(
         patch=patch, tubelet=tubelet, width=width, depth=_count(weights, "blocks"), heads=heads,
         mlp_ratio=len(fc1) / width, pos=pos, frames=64, size=384 if "384" in path.name else 256,
+        dense=dense,
     )  # fmt: skip
     if guess:
-        narrow = len(guess.get("predictor_norm.bias", ()))
-        shape |= dict(pred_width=narrow, pred_depth=_count(guess, "predictor_blocks"))
-        shape["pred_heads"] = heads if pos == "sincos" else 12 if narrow == 384 else None
-        shape["mask_tokens"] = kinds
+        narrow, out = (len(guess.get(f"predictor_{x}.bias", ())) for x in ("norm", "proj"))
+        levels = 4 if "predictor_embed.0.weight" in guess else 1
+        pred_heads = heads if pos == "sincos" else 12 if narrow == 384 else None
+        shape |= dict(
+            pred_width=narrow, pred_depth=_count(guess, "predictor_blocks"), pred_heads=pred_heads,
+            mask_tokens=kinds, levels=levels, pred_out=out if out != levels * width else 0,
+        )  # fmt: skip
     if pos == "sincos" and table is not None:
         shape["frames"] = frames = given.get("frames", 16)
         shape["size"] = math.isqrt(table.shape[1] // max(1, frames // tubelet)) * patch
@@ -225,20 +243,35 @@ def _shape(path: Path, weights: Weights, guess: Weights, given: dict[str, Any]) 
 
 
 def _count(weights: Weights, part: str) -> int:
-    return len({name.split(".")[1] for name in weights if name.startswith(part + ".")})
+    below = (name.removeprefix(part + ".") for name in weights if name.startswith(part + "."))
+    return len({name.split(".")[0] for name in below})
 
 
-def _empty(kind: type[Net], cfg: ModelConfig) -> Net:
-    with torch.device("meta"):
-        return kind(cfg)
-
-
-def _build(kind: type[Net], cfg: ModelConfig, weights: Weights, path: Path) -> Net:
+def _build(make: Callable[[], Net], weights: Weights, path: str | Path) -> Net:
     """The model with these weights, in float32; none is made at random first."""
-    net = _empty(kind, cfg)
+    with torch.device("meta"):
+        net = make()
     checkpoint.check_matches(weights, net, path)
     net.to_empty(device="cpu").load_state_dict(weights)
     return net
+
+
+def load_probe(path: str | Path, heads: int = 16) -> AttentiveProbe:
+    """The classifier in an official evaluation file; all that were published have 16 heads.
+
+    It reads the tokens of the target encoder that it was trained on. ConfigError: as above.
+    """
+    content = _load(Path(path))
+    parts = [content.get("classifier"), *content.get("classifiers", ())]
+    found = next((part for part in parts if isinstance(part, dict)), {})
+    # V-JEPA's probes store an output projection that was never used.
+    weights = {k: x for k, x in _bare(found, "").items() if ".xattn.proj." not in k}
+    if "linear.weight" not in weights:
+        raise ConfigError(f"{path}: no probe of V-JEPA; it has {', '.join([*content][:6])}")
+    (classes, width), depth = weights["linear.weight"].shape, 1 + _count(weights, "pooler.blocks")
+    after = "classifier" in content  # V-JEPA's further blocks stand behind the query, 2's before
+    make = partial(AttentiveProbe, width, heads, classes, depth, after=after)
+    return _build(make, weights, path)
 
 
 def _twins(name: str) -> list[str]:
@@ -255,9 +288,9 @@ def export_hf(folder: str | Path, model: Pretrained) -> Path:
     ConfigError: transformers has no such model, or there is no predictor.
     """
     cfg, predictor, folder = model.cfg, model.predictor, Path(folder)
-    if cfg.pos != "rope2" or predictor is None:
-        why = f"pos={cfg.pos}, {'no' if predictor is None else 'a'} predictor"
-        raise ConfigError(f"{folder}: {why}; transformers has pos=rope2 with a predictor only")
+    if cfg.pos != "rope2" or cfg.dense or predictor is None:
+        why = f"pos={cfg.pos}, dense={cfg.dense}, {'no' if predictor is None else 'a'} predictor"
+        raise ConfigError(f"{folder}: {why}; transformers has V-JEPA 2 only, whole")
     state = model.encoder.state_dict() | predictor.state_dict()
     holes = [state.pop(f"mask_tokens.{i}") for i in range(cfg.mask_tokens)]
     asked = holes.pop(model.mask_token)
