@@ -66,7 +66,7 @@ def train(run: Run) -> None:
 
 def probe(
     checkpoint: Positional[Path], data: Positional[Path], json: Path | None = None,
-    encoder: Literal["target", "context"] = "target", seed: int = 0,
+    encoder: Literal["target", "context"] = "target", seed: int = 0, clips: int = 1,
 ) -> None:  # fmt: skip
     """Probe a frozen encoder, beside a random one and pixels.
 
@@ -76,13 +76,15 @@ def probe(
         json: write the numbers here as well.
         encoder: the slow average, as published, or the one that is trained.
         seed: of the random encoder, and of the split where the data has none.
+        clips: read so many of each video as one, evenly spread.
     """
     from vidlearn.datasets import open_data
     from vidlearn.dist import init_distributed
     from vidlearn.probe import report, show
 
     device = init_distributed().device
-    result = report(checkpoint, open_data(data), which=encoder, seed=seed, device=device)
+    how: dict[str, Any] = {"which": encoder, "seed": seed, "device": device, "clips": clips}
+    result = report(checkpoint, open_data(data), **how)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")

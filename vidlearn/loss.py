@@ -46,9 +46,13 @@ def context_distance(context_BK: Tensor, target_BK: Tensor, grid: Grid) -> Tenso
     return torch.cdist(place[context_BK], place[target_BK]).amin(-1).sqrt()
 
 
-def token_variance(predictions_BKD: Tensor) -> Tensor:
-    """V-JEPA's own penalty on predictions alike in all tokens of a clip; its weight there: 0."""
-    return F.relu(1 - (predictions_BKD.float().var(dim=1) + 1e-4).sqrt()).mean()
+def token_variance(predictions: list[Tensor]) -> Tensor:
+    """V-JEPA's own penalty on predictions alike in all tokens of a clip; its weight there: 0.
+
+    mean relu(1 - std), with the deviation over tokens averaged over the kinds of masks.
+    """
+    std = [(z_BKD.float().var(dim=1) + 1e-4).sqrt() for z_BKD in predictions]
+    return F.relu(1 - torch.stack(std).mean(0)).mean()
 
 
 def _over_ranks(_ctx: Any, x: Tensor) -> Tensor:

@@ -339,7 +339,8 @@ class VJEPA(nn.Module):
         for mask, kind in zip(masks, kinds):
             context = self.encoder.encode(tokens, grid, mask.context_BK)
             contexts.append(context)
-            predictions.append(self.predictor(context, mask.context_BK, mask.target_BK, kind))
+            both = mask.context_BK, mask.target_BK
+            predictions.append(self.predictor(context, *both, kind, grid=grid))
         return target, predictions, contexts
 
     @torch.no_grad()

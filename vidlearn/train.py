@@ -151,7 +151,7 @@ def forward_loss(
     if c.var_cov:
         reg = torch.stack([variance_covariance(x) for x in contexts]).mean()
     if c.token_var:
-        loss = loss + c.token_var * torch.stack([token_variance(z) for z in predictions]).mean()
+        loss = loss + c.token_var * token_variance(predictions)
     return loss + c.var_cov * reg, per_clip.detach(), reg.detach(), target
 
 
@@ -171,19 +171,25 @@ def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, A
     masks = make_masks(c.masks, c.mask_cut, state.model.cfg.grid, cycle=c.mask_cycle, **key)
     masks = [mask.to(dist.device) for mask in masks]
     loss, per_clip, reg, target = forward_loss(state, batch, masks)
+    numbers = {"lr": lr, "weight_decay": decay, "ema": momentum, **update(state, loss, momentum)}
+    loss_sum = (per_clip * batch.valid).sum()
+    return {**numbers, "loss_sum": loss_sum, "reg": reg, "target": target}
+
+
+def update(state: State, loss: Tensor, momentum: float) -> dict[str, Tensor]:
+    """From a loss to new weights, and a step further; returns the gradients' norms."""
+    c, found = state.config, {}
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     limit = c.clip_grad if c.clip_grad and state.step >= c.clip_start else float("inf")
-    parts = (state.model.encoder, state.model.predictor)
-    norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in parts]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    for name in ("encoder", "predictor"):
+        weights = getattr(state.model, name).parameters()
+        norm = nn.utils.clip_grad_norm_(weights, limit)
+        found[f"grad_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     state.optimizer.step()
     state.model.update_target(momentum)
     state.step += 1
-    rates = {"lr": lr, "weight_decay": decay, "ema": momentum}
-    grads = {"grad_encoder": norms[0], "grad_predictor": norms[1]}
-    loss_sum = (per_clip * batch.valid).sum()
-    return {**rates, **grads, "loss_sum": loss_sum, "reg": reg, "target": target}
+    return found
 
 
 def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
