@@ -111,16 +111,19 @@ def import_weights(
     model = load_pretrained(source, encoder=encoder, **shape)
     meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
     export_encoder(out, model.encoder.state_dict(), meta)
-    print(f"{out}: {model.about}, {model.cfg}")
+    told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
+    print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
-def export(source: Positional[str], out: Path, encoder: str = "target") -> None:
-    """Write a model with rotary positions as a folder that transformers' VJEPA2Model reads.
+def export(
+    source: Positional[str], out: Path, encoder: Literal["target", "context"] = "target"
+) -> None:
+    """Write a V-JEPA 2 as a folder that transformers' VJEPA2Model reads.
 
     Args:
         source: a run's folder, a checkpoint, or path or name of published weights.
         out: folder to write.
-        encoder: target or context.
+        encoder: the slow average, as published, or the one that is trained.
     """
     from vidlearn.pretrained import export_hf, load_pretrained
 
