@@ -44,18 +44,15 @@ NAMES = {
 }
 # Heads by width. The two widest were published with V-JEPA 2 and 2.1 only, with other heads.
 HEADS = {width: heads for width, _, heads, _ in SIZES.values()} | {1408: 22, 1664: 26}
-# The parts of a file that are the encoder of a kind.
+# The parts of a file that can be the encoder of a kind.
 PARTS = {"target": ("target_encoder", "ema_encoder", "one encoder"), "context": ("encoder",)}
-# Beginnings of names: ours, and those of VJEPA2Model.
+# Beginnings of names: ours, and those of transformers' VJEPA2Model.
 TWINS = {
-    "patch_embed.": "encoder.embeddings.patch_embeddings.",
-    "blocks.": "encoder.layer.",
-    "norm.": "encoder.layernorm.",
+    "patch_embed.": "encoder.embeddings.patch_embeddings.", "blocks.": "encoder.layer.",
+    "norm.": "encoder.layernorm.", "predictor_blocks.": "predictor.layer.",
     "predictor_embed.": "predictor.embeddings.predictor_embeddings.",
-    "predictor_blocks.": "predictor.layer.",
-    "predictor_norm.": "predictor.layernorm.",
-    "predictor_proj.": "predictor.proj.",
-}
+    "predictor_norm.": "predictor.layernorm.", "predictor_proj.": "predictor.proj.",
+}  # fmt: skip
 QKV, HOLES = ("query", "key", "value"), "predictor.embeddings.mask_tokens"
 # Fields of ModelConfig, and of transformers' VJEPA2Config.
 FIELDS = {
@@ -96,18 +93,19 @@ def load_pretrained(
     part = next((name for name in PARTS[encoder] if name in parts), None)
     if part is None:
         raise ConfigError(f"{path}: no {encoder} encoder in it, but {', '.join(parts)}")
-    weights, guess, own = parts[part], parts.get("predictor", {}), told.get("config")
-    if own or "cfg" in told:
-        cfg = replace(own, **shape).model() if own else replace(told["cfg"], **shape)
+    weights, guess, config = parts[part], parts.get("predictor", {}), told.get("config")
+    if config:
+        config = replace(config, **shape)
+        cfg = config.model()
     else:
-        cfg = _shape(path, weights, guess, shape)
+        cfg = _shape(path, weights, guess, told.get("shape", {}) | shape)
+        mine = {f.name: getattr(cfg, f.name) for f in fields(Config) if hasattr(cfg, f.name)}
+        config = Config(**{**mine, "levels": 1})  # evaluations read the last level
     if cfg.pos != "sincos":  # released files of V-JEPA 2 hold tables that it does not use
         weights.pop("pos_embed", None)
         guess.pop("predictor_pos_embed", None)
     net = _build(lambda: Encoder(cfg), weights, path)
     predictor = _build(lambda: Predictor(cfg), guess, path) if guess else None
-    mine = {f.name: getattr(cfg, f.name) for f in fields(Config) if hasattr(cfg, f.name)}
-    config = replace(own, **shape) if own else Config(**{**mine, "levels": 1})
     kind = told.get("mask_token", 0) if mask_token is None else mask_token
     about = {"path": str(path), "encoder": part, "epoch": told.get("epoch", 0)}
     return Pretrained(net, predictor, cfg, kind, config, about)
@@ -137,31 +135,29 @@ def _read(path: Path) -> tuple[Parts, dict[str, Any]]:
     if path.is_dir():
         return _read_hf(path)
     if path.suffix == ".safetensors":
-        weights, own = checkpoint.load_encoder(path)
+        weights, meta = checkpoint.load_encoder(path)
         parts = {"one encoder": weights}
     else:
-        content, names = _load(path), [*sum(PARTS.values(), ()), "predictor"]
-        own = content.get("vidlearn", {})
-        if own:
-            model = own["model"].items()
-            content = {n: {k: x for k, x in model if k.startswith(f"{n}.")} for n in names}
-        found = ((n, content.get(n)) for n in names)
-        parts = {n: _bare(x, n) for n, x in found if x and isinstance(x, dict)}
+        content, names = _load(path), [*PARTS["target"], *PARTS["context"], "predictor"]
+        if meta := content.get("vidlearn", {}):
+            flat = meta["model"].items()
+            content = {n: {k: x for k, x in flat if k.startswith(f"{n}.")} for n in names}
+        parts = {n: _bare(content[n], n) for n in names if content.get(n)}
         if not parts:
-            has = ", ".join(map(str, [*content][:6]))
             what = "no checkpoint of V-JEPA, with encoder, predictor and target_encoder"
+            has = ", ".join([*content][:6])
             raise ConfigError(f"{path}: {what}; it has {has}. Take the published file")
-    if not own:
-        return parts, {"epoch": content.get("epoch", 0)}
-    config = Config.from_json(own["config"])
-    return parts, {"config": config, "epoch": own["step"]}
+        if not meta:
+            return parts, {"epoch": content.get("epoch", 0)}
+    return parts, {"config": Config.from_json(meta["config"]), "epoch": meta["step"]}
 
 
-def _bare(weights: dict[str, Any], part: str) -> Weights:
-    """Weights without what wrappers put before their names."""
+def _bare(weights: Any, part: str = "") -> Weights:
+    """The tensors, without what wrappers put before their names."""
+    found = weights if isinstance(weights, dict) else {}
     for start in (f"{part}.", "module.", "backbone."):
-        weights = {k.removeprefix(start): x for k, x in weights.items() if isinstance(x, Tensor)}
-    return weights
+        found = {k.removeprefix(start): x for k, x in found.items() if isinstance(x, Tensor)}
+    return found
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -177,7 +173,8 @@ def _load(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError) as error:
         cause = "foreign, or with Python objects in it, which could run code"
         raise ConfigError(f"{path}: {cause}. Take the published file") from error
-    return content if isinstance(content, dict) else {type(content).__name__: content}
+    found = content if isinstance(content, dict) else {type(content).__name__: content}
+    return {str(name): x for name, x in found.items()}
 
 
 def _read_hf(folder: Path) -> tuple[Parts, dict[str, Any]]:
@@ -185,22 +182,24 @@ def _read_hf(folder: Path) -> tuple[Parts, dict[str, Any]]:
     hf: Weights = {}
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in sorted(folder.glob("model*.safetensors")):
             hf |= safetensors.torch.load_file(file)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{folder}: not whole ({error}). Fetch it again") from error
     if odd := {k: config.get(k) for k, x in FIXED.items() if config.get(k, x) != x}:
         raise ConfigError(f"{folder}: a model with {odd}; only VJEPA2Model with {FIXED} is read")
-    cfg = ModelConfig(**{k: config[x] for k, x in FIELDS.items() if x in config}, pos="rope2")
+    shape = {mine: config[x] for mine, x in FIELDS.items() if x in config} | {"pos": "rope2"}
+    cfg, holes = ModelConfig(**shape), hf.pop(HOLES, ())
     with torch.device("meta"):
-        names = [*Encoder(cfg).state_dict(), *Predictor(cfg).state_dict()]
-    ours = {f"mask_tokens.{i}": x for i, x in enumerate(hf.pop(HOLES, ()))}
-    for name in (name for name in names if "mask_tokens" not in name):
-        if hf.keys() >= {*_twins(name)}:
-            ours[name] = torch.cat([hf.pop(twin) for twin in _twins(name)])
-    guess = {k: ours.pop(k) for k in [*ours] if k.startswith(("predictor_", "mask_tokens."))}
-    # What is left in `hf` has no place with us, and will be named.
-    return {"one encoder": ours | hf, "predictor": guess}, {"cfg": cfg, "mask_token": 1}
+        nets = {"one encoder": Encoder(cfg), "predictor": Predictor(cfg)}
+    parts: Parts = {}
+    for part, net in nets.items():
+        twins = {n: _twins(n) for n in net.state_dict() if "mask_tokens" not in n}
+        whole = {n: them for n, them in twins.items() if hf.keys() >= {*them}}
+        parts[part] = {n: torch.cat([hf.pop(x) for x in them]) for n, them in whole.items()}
+    parts["predictor"] |= {f"mask_tokens.{i}": x for i, x in enumerate(holes)}
+    parts["one encoder"] |= hf  # what is left has no place with us, and will be named
+    return parts, {"shape": shape, "mask_token": 1}
 
 
 def _shape(path: Path, weights: Weights, guess: Weights, given: dict[str, Any]) -> ModelConfig:
@@ -262,10 +261,9 @@ def load_probe(path: str | Path, heads: int = 16) -> AttentiveProbe:
     It reads the tokens of the target encoder that it was trained on. ConfigError: as above.
     """
     content = _load(Path(path))
-    parts = [content.get("classifier"), *content.get("classifiers", ())]
-    found = next((part for part in parts if isinstance(part, dict)), {})
+    found = content.get("classifier") or next(iter(content.get("classifiers", ())), {})
     # V-JEPA's probes store an output projection that was never used.
-    weights = {k: x for k, x in _bare(found, "").items() if ".xattn.proj." not in k}
+    weights = {k: x for k, x in _bare(found).items() if ".xattn.proj." not in k}
     if "linear.weight" not in weights:
         raise ConfigError(f"{path}: no probe of V-JEPA; it has {', '.join([*content][:6])}")
     (classes, width), depth = weights["linear.weight"].shape, 1 + _count(weights, "pooler.blocks")
