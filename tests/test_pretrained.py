@@ -34,6 +34,11 @@ V21 = replace(V2, pos="rope21", depth=4, dense=True, mask_tokens=8)
 GIVEN = {"heads": 3, "pred_heads": 2, "frames": 8, "size": 32}  # what no file of V2 tells
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def shake(net, seed=0):
     """No weight keeps its start: norms, biases and mask tokens take part."""
     g = torch.Generator().manual_seed(seed)
@@ -109,6 +114,7 @@ def test_an_official_file_gives_the_encoder_that_is_asked_for(tmp_path, cfg, giv
     assert not same(net.target_encoder.state_dict(), net.encoder.state_dict())
     assert same(found.encoder.state_dict(), mine.state_dict())
     assert same(found.predictor.state_dict(), net.predictor.state_dict())
+    assert found.config.model().levels == 1  # a probe reads the last level
     part = {"target": "target_encoder", "context": "encoder"}[which]
     path = str(tmp_path / "x.pth.tar")
     assert found.about == {"path": path, "encoder": part, "epoch": 7}
@@ -207,7 +213,7 @@ def test_a_published_probe_gives_its_logits(tmp_path, version, depth):
     found = load_probe(probe_file(tmp_path / "p.pt", probe, version), heads=2)
     x = torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found(x), probe(x)) and same(found.state_dict(), probe.state_dict())
-    assert probe(x).std(0).min() > 0.01
+    assert probe(x).std(0).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["v1_probe", "v2_classifier"])
@@ -286,7 +292,9 @@ def test_to_hugging_face_and_back(hugging, tmp_path, kinds):
     cfg = replace(V2, mask_tokens=kinds)
     found = load_pretrained(official(model_of(cfg), tmp_path / "x.pt"), **GIVEN)
     folder = pretrained.export_hf(tmp_path / "new" / "hf", found)
-    theirs, report = type(hugging).from_pretrained(folder, output_loading_info=True)
+    auto = pytest.importorskip("transformers").AutoModel  # finds the class by config.json
+    theirs, report = auto.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(theirs, type(hugging))
     assert not any(report.values()), report
     check_equal(theirs.eval(), found)
     back = load_pretrained(folder)
@@ -327,7 +335,8 @@ def test_a_run_and_an_export_of_ours(tmp_path):
     assert found.config == choices and found.cfg == choices.model() and found.about["epoch"] == 5
     assert same(found.encoder.state_dict(), net.target_encoder.state_dict())
     assert same(found.predictor.state_dict(), net.predictor.state_dict())
-    found = load_pretrained(tmp_path / "run", encoder="context")
+    found = load_pretrained(tmp_path / "run", frames=16, encoder="context")
+    assert found.config == replace(choices, frames=16) and found.cfg.frames == 16
     assert same(found.encoder.state_dict(), net.encoder.state_dict())
     file = tmp_path / "encoder.safetensors"
     checkpoint.export_encoder(file, net.encoder.state_dict(), state | {"model": None})
@@ -384,9 +393,8 @@ def spoil(kind, folder):
     elif kind == "tensor":
         torch.save(torch.zeros(2), path)
     elif kind == "image":
-        torch.save(
-            {"target_encoder": {"module.patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}}, path
-        )
+        frames = {"module.backbone.patch_embed.proj.weight": torch.zeros(24, 3, 8, 8)}
+        official(net, path, target_encoder=wrapped(net.encoder) | frames)
     elif kind == "encoder":
         torch.save({"predictor": {}, "encoder": wrapped(net.encoder)}, path)
     else:
@@ -415,7 +423,7 @@ def spoil(kind, folder):
         ("foreign", "x.pt: no checkpoint of V-JEPA, with encoder, predictor and target_encoder; "
          "it has state_dict, arch. Take the published file"),
         ("tensor", "it has Tensor. Take"),
-        ("image", "x.pt: no video encoder of V-JEPA; its weights: ['patch_embed.proj.weight'] ..."),
+        ("image", "x.pt: no video encoder of V-JEPA; its weights: ['pos_embed', 'patch_"),
         ("encoder", "x.pt: no target encoder in it, but encoder"),
         ("weights", "x.pt belongs to another model; weights: 1 missing (norm.bias ...); "
          "1 unexpected (extra ...); 1 differ (norm.weight (5,), not (24,) ...)"),

@@ -261,7 +261,7 @@ def load_probe(path: str | Path, heads: int = 16) -> AttentiveProbe:
     It reads the tokens of the target encoder that it was trained on. ConfigError: as above.
     """
     content = _load(Path(path))
-    found = content.get("classifier") or next(iter(content.get("classifiers", ())), {})
+    found: Any = content.get("classifier") or next(iter(content.get("classifiers", ())), {})
     # V-JEPA's probes store an output projection that was never used.
     weights = {k: x for k, x in _bare(found).items() if ".xattn.proj." not in k}
     if "linear.weight" not in weights:
