@@ -16,6 +16,7 @@ from vidlearn.mask import (
     fair_masks,
     make_masks,
     published_masks,
+    tube_masks,
 )
 
 LAPTOP_GRID, VIT_GRID = (4, 6, 6), (8, 14, 14)
@@ -82,6 +83,49 @@ def test_block_size_by_hand():
     # 14 x 14 x 0.15 = 29 tokens; ratio 0.75 -> round(4.66) x round(6.22)
     assert block_size(SHORT, VIT_GRID, 0.0) == (5, 6)
     assert block_size(MaskSpec(1, 0.9, aspect=(3.0, 3.0)), VIT_GRID, 0.5)[0] == 14  # capped
+
+
+def test_published_options():
+    spec = MaskSpec(2, 0.2)
+    plain = published_masks(spec, VIT_GRID, 4, 0, torch.Generator().manual_seed(0))
+    per_frame = 14 * 14
+
+    def drawn(**how):
+        return published_masks(spec, VIT_GRID, 4, 0, torch.Generator().manual_seed(0), **how)
+
+    assert torch.equal(drawn(max_keep=7).context_BK, plain.context_BK[:, :7])
+    swapped = drawn(swap=True)
+    assert torch.equal(swapped.context_BK, plain.target_BK)
+    whole = drawn(complement="target", max_keep=50)
+    for context, target in zip(whole.context_BK.tolist(), whole.target_BK.tolist()):
+        assert sorted(context + target) == list(range(8 * per_frame)) and len(context) == 50
+    rest = drawn(complement="context")
+    assert torch.equal(rest.target_BK, plain.target_BK)
+    assert rest.context_BK.shape[1] == 8 * per_frame - plain.target_BK.shape[1]
+    short = published_masks(MaskSpec(1, 0.2), VIT_GRID, 1, 0, span=(0.5, 0.5)).target_BK[0]
+    assert len((short // per_frame).unique()) == 4
+    assert len(drawn(area_to=0.9).target_BK[0]) > len(plain.target_BK[0])
+
+
+def test_tubes_hide_the_same_places_in_all_frames():
+    mask = tube_masks((4, 8, 8), 0.9, 3, np.random.default_rng(0))
+    assert mask.context_BK.shape == (3, 24) and mask.target_BK.shape == (3, 232)
+    places = (mask.context_BK % 64).view(3, 4, 6)
+    assert (places == places[:, :1]).all() and not torch.equal(places[0], places[1])
+
+
+@pytest.mark.parametrize("batch", [1, 24, 128])
+@pytest.mark.parametrize("spec", [SHORT, LONG])
+def test_fair_masks_have_one_distribution_at_any_batch_size(spec, batch):
+    """Lengths are the same; each time slot has its fair share within a tenth."""
+    clips, grid = 768, VIT_GRID
+    keys = [(0, i) for i in range(clips)]
+    masks = [fair_masks(spec, grid, keys[i : i + batch]) for i in range(0, clips, batch)]
+    for field, length in zip(("context_BK", "target_BK"), fair_lengths(spec, grid)):
+        rows = torch.cat([getattr(m, field) for m in masks])
+        assert rows.shape == (clips, length)
+        share = (rows.flatten() // 196).bincount(minlength=8) / rows.numel() * 8
+        assert (share - 1).abs().max() < 0.1, share
 
 
 def test_two_masks_of_a_step_differ_and_cycling_takes_one():

@@ -21,7 +21,7 @@ TINY = dataclasses.replace(
     recipe("laptop"), size=32, frames=8, width=24, depth=1, heads=2, pred_width=12, pred_depth=1,
     pred_heads=2, batch=4, workers=0,
 )  # fmt: skip
-PARTS = "prepare target context predictor loss backward optimiser ema".split()
+PARTS = "prepare masks target context predictor loss backward optimiser ema logging".split()
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,18 @@ def test_breakdown_names_every_part_and_adds_up(data):
     assert all(ms > 0 for ms in parts) and numbers["batch"] == 4
     # Nothing is read ahead here, so the step waits for all the work of the loader.
     assert numbers["load_wait_ms"] > 0.3 * measure.load_rate(TINY, data, batches=3)["batch_ms"]
-    total = sum(parts) + numbers["load_wait_ms"]
-    assert numbers["step_ms"] == pytest.approx(total, rel=0.5)
+    assert numbers["step_ms"] == pytest.approx(sum(parts), rel=0.5)
+    assert numbers["clips_per_s"] * numbers["step_ms"] == pytest.approx(4000)
+    assert numbers["tokens_per_s"] == pytest.approx(64 * numbers["clips_per_s"])
+    assert numbers["mfu"] is None and 0.05 < numbers["peak_memory_gib"] < 64
+    seconds = numbers["step_ms"] / 1e3
+    assert numbers["tflops"] * seconds == pytest.approx(numbers["tflop_per_step"])
+
+
+def test_the_share_of_the_peak_where_it_is_known(data, monkeypatch):
+    monkeypatch.setattr(measure.budget, "peak_tflops", lambda _: 2.0)
+    numbers = measure.step_breakdown(TINY, data, steps=1)
+    assert numbers["mfu"] == pytest.approx(numbers["tflops"] / 2)
 
 
 def slow(*_):

@@ -9,7 +9,8 @@ import torch
 
 from vidlearn.errors import ConfigError
 from vidlearn.mask import MASKS, Mask, fair_masks
-from vidlearn.model import SIZES, VJEPA, Encoder, ModelConfig, Predictor
+from vidlearn.model import SIZES, VJEPA, Encoder, ModelConfig, Predictor, _rotary
+from vidlearn.tokens import rotary_table
 
 SMALL = ModelConfig(size=16, frames=4, patch=4, tubelet=2, width=24, depth=2, heads=2,
                     pred_width=12, pred_depth=1, pred_heads=2)  # fmt: skip
@@ -115,3 +116,78 @@ def test_published_names_and_shapes():
 def test_a_mask_moves_between_devices():
     mask = Mask(keep(), keep()).to("cpu")
     assert mask.context_BK.device.type == "cpu"
+
+
+DENSE = replace(SMALL, pos="rope21", dense=True, levels=4, depth=8, mask_tokens=1)
+
+
+def test_four_depths_side_by_side_each_with_its_norm():
+    torch.manual_seed(0)
+    encoder, x, seen = Encoder(DENSE), torch.randn(1, 3, 4, 16, 16), []
+    for norm in encoder.norms_block:
+        torch.nn.init.normal_(norm.weight)
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _block, _inputs, out: seen.append(out))
+    y = encoder(x)
+    assert y.shape == (1, 32, 96)
+    for level, (after, norm) in enumerate(zip((1, 3, 5, 7), encoder.norms_block)):
+        torch.testing.assert_close(y[..., 24 * level : 24 * level + 24], norm(seen[after]))
+    last = Encoder(replace(DENSE, levels=1))
+    last.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(last(x), y[..., -24:])
+
+
+def test_images_have_their_own_embedding_and_mark():
+    encoder = Encoder(DENSE)
+    image, video = torch.randn(2, 3, 1, 16, 16), torch.randn(2, 3, 4, 16, 16)
+    assert encoder(image).shape == (2, 16, 96)
+    before = encoder(image), encoder(video)
+    with torch.no_grad():
+        encoder.img_mod_embed += torch.randn(24)
+        encoder.patch_embed_img.proj.weight *= 2
+    assert not torch.allclose(encoder(image), before[0], atol=1e-3)
+    torch.testing.assert_close(encoder(video), before[1])
+
+
+def test_a_dense_model_predicts_the_context_after_the_targets():
+    torch.manual_seed(0)
+    model = VJEPA(DENSE)
+    mask = fair_masks(MASKS["vjepa"][0], SMALL.grid, [(0, i) for i in range(2)])
+    target, (z,), (context,) = model(torch.randn(2, 3, 4, 16, 16), [mask], [0])
+    n, k = mask.target_BK.shape[1], mask.context_BK.shape[1]
+    assert z.shape == (2, n + k, 96) and target.shape == (2, 32, 96) and context.shape[-1] == 96
+    with torch.no_grad():
+        model.predictor.predictor_proj_context.bias += 1
+    again = model.predictor(context, mask.context_BK, mask.target_BK)
+    torch.testing.assert_close(again[:, :n], z[:, :n])
+    torch.testing.assert_close(again[:, n:], z[:, n:] + 1)
+    other = Predictor(replace(DENSE, levels=1, pred_out=40))  # of a student, to a wider teacher
+    assert other(context[..., :24], mask.context_BK, mask.target_BK).shape == (2, n + k, 40)
+
+
+def test_rotary_positions_of_2_1_span_the_same_places_at_any_size():
+    """On a grid of 16 x 16 nothing changes; on 6 x 6 the corners lie where those of 16 lie."""
+    for side, same in ((16, True), (6, False)):
+        x, grid = torch.zeros(1, 1, 24), (1, side, side)
+        corner = torch.tensor([[side * side - 1]])
+        cos, _ = _rotary(DENSE, grid, corner, 12, x)
+        place = torch.tensor([[[0, 15, 15]]])
+        torch.testing.assert_close(cos[:, 0], rotary_table(place, 12, layout="rope21")[0])
+        plain = rotary_table(torch.tensor([[[0, side - 1, side - 1]]]), 12, layout="rope21")[0]
+        assert torch.allclose(cos[:, 0], plain) == same
+
+
+@pytest.mark.parametrize("pos", ["sincos", "rope2"])
+def test_later_blocks_start_smaller_in_version_2(pos):
+    torch.manual_seed(0)
+    blocks = Encoder(ModelConfig.of("tiny", pos=pos)).blocks
+    for number in (1, 12):
+        less = 1 if pos == "sincos" else (2 * number) ** 0.5
+        for layer in (blocks[number - 1].attn.proj, blocks[number - 1].mlp.fc2):
+            assert layer.weight.std().item() == pytest.approx(0.02 / less, rel=0.02)
+
+
+def test_impossible_dense_models_are_one_clear_error():
+    for changes in ({"dense": False}, {"depth": 6}, {"levels": 2}):
+        with pytest.raises(ConfigError, match="dense wants a depth in fours"):
+            replace(DENSE, **changes)

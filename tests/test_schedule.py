@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidlearn.schedule import cosine, linear, warmup_anneal
+from vidlearn.schedule import cosine, linear, ramp, warmup_anneal
 
 ARGS = dict(warmup=10, start=1e-4, peak=1e-3, final=1e-6)
 
@@ -22,3 +22,14 @@ def test_halfway():
 
 def test_a_run_shorter_than_its_warmup_still_works():
     assert [warmup_anneal(s, 2, **ARGS) for s in range(2)][1] < 1e-3
+
+
+def test_a_rate_can_stay_up_and_fall_late_in_a_line():
+    rates = [warmup_anneal(s, 100, **ARGS, anneal=20, shape="linear") for s in range(100)]
+    peak, final = ARGS["peak"], ARGS["final"]
+    assert rates[ARGS["warmup"] : 80] == [peak] * (80 - ARGS["warmup"])
+    assert abs(rates[89] - (peak + final) / 2) < 1e-12 and abs(rates[99] - final) < 1e-12
+
+
+def test_a_ramp_is_flat_straight_flat():
+    assert [ramp(s, 10, 20) for s in (0, 10, 15, 20, 99)] == [0, 0, 0.5, 1, 1]

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "vidlearn"
 ORDER = (
     *("errors", "storage", "synth", "decode", "sample", "transform", "datasets", "batch"),
     *("tokens", "mask", "model", "loss", "schedule", "dist", "checkpoint", "recipes", "runlog"),
-    *("train", "probe", "pretrained", "measure", "show", "cli", "__main__"),
+    *("budget", "train", "probe", "pretrained", "measure", "show", "cli", "__main__"),
 )
 TOTAL_LINES = 3500
 FILE_LINES = 350

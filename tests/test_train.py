@@ -14,11 +14,20 @@ import torch
 
 from vidlearn import checkpoint
 from vidlearn.datasets import open_data
+from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import recipe
 from vidlearn.runlog import RunLog, read_metrics
 from vidlearn.synth import make
-from vidlearn.train import build, parameter_groups, set_rates, train
+from vidlearn.train import (
+    build,
+    compile_blocks,
+    load,
+    parameter_groups,
+    set_rates,
+    train,
+    train_step,
+)  # fmt: skip
 
 TINY = dataclasses.replace(
     recipe("laptop"),
@@ -39,8 +48,11 @@ def overrides(config):
     base, flags = recipe("laptop"), []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if value != getattr(base, f.name):
-            flags += [f"--{f.name.replace('_', '-')}", str(value)]
+        option = f.name.replace("_", "-")
+        if isinstance(value, bool) and value != getattr(base, f.name):
+            flags += [f"--{option}" if value else f"--no-{option}"]
+        elif value != getattr(base, f.name):
+            flags += [f"--{option}", str(value)]
     return flags
 
 
@@ -113,6 +125,51 @@ def test_two_processes_learn_what_one_learns(data, tmp_path):
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "off"), [({"shard": True}, 1e-6), ({"bf16_grads": True}, 1e-3)], ids=str
+)
+def test_other_ways_to_share_a_model(data, tmp_path, options, off):
+    """Weights shared out, or gradients in half the bytes: the curve of two plain copies."""
+    finish(start(data, tmp_path / "plain", world=2))
+    config = dataclasses.replace(TINY, **options)
+    finish(start(data, tmp_path / "other", world=2, config=config))
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=off)
+    a, b = weights(tmp_path / "other"), weights(tmp_path / "plain")
+    assert a.keys() == b.keys()
+    apart = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
+    assert apart.mean() < 100 * off * TINY.lr
+
+
+def test_a_run_goes_on_with_shared_weights_where_one_process_stopped(data, tmp_path):
+    for name in ("whole", "cut"):
+        train(TINY, open_data(data), tmp_path / name)
+    (tmp_path / "cut" / "checkpoints" / "step-00000008.pt").unlink()
+    shared = dataclasses.replace(TINY, shard=True)
+    text = finish(start(data, tmp_path / "cut", world=2, config=shared))
+    assert "goes on at step 6 of 8" in text
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.parametrize("option", ["recompute", "bf16_cpu", "compile"])
+def test_other_ways_to_compute_a_step(data, option):
+    """Blocks computed twice or compiled: the same gradients; half precision: nearly."""
+    found, off = [], {"recompute": 0, "bf16_cpu": 0.05, "compile": 1e-5}[option]
+    batch = next(load(TINY, open_data(data), init_distributed()))
+    for on in (False, True):
+        config = dataclasses.replace(TINY, depth=2, mask_cycle=False, **{option: on})
+        state = build(config, init_distributed())
+        if option == "compile" and on:  # what `build` does on CUDA
+            compile_blocks(state.model, dynamic=True)
+        numbers = train_step(state, batch)
+        grads = [p.grad for p in state.model.parameters() if p.grad is not None]
+        found.append((numbers["loss_sum"], grads))
+    (a, ours), (b, theirs) = found
+    assert a == b if not off else abs(a - b) <= off * a
+    for x, y in zip(ours, theirs, strict=True):
+        assert torch.equal(x, y) if not off else (x - y).norm() <= off * x.norm() + 1e-8
+    assert off == 0 or any(not torch.equal(x, y) for x, y in zip(ours, theirs))
+
+
 @pytest.mark.parametrize("how", ["signal", "file"])
 def test_a_stop_saves_and_says_how_to_go_on(data, tmp_path, how):
     config = dataclasses.replace(TINY, steps=100_000, save_every=100_000)
@@ -165,8 +222,6 @@ def test_too_few_videos_and_too_many_unreadable(data, tmp_path):
 
 
 def test_groups_and_rates(data):
-    from vidlearn.dist import init_distributed
-
     state = build(TINY, init_distributed())
     groups = parameter_groups(state.model)
     assert all(p.ndim > 1 for g in groups if g["decay"] for p in g["params"])

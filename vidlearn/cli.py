@@ -35,6 +35,17 @@ class Run:
     out: Path | None = None  # Folder of the run, runs/RECIPE by default; bench: file for numbers.
 
 
+@dataclass(frozen=True)
+class Plan(Run):
+    """What the prediction of a run is given beside that."""
+
+    gpus: int = 1  # GPUs that share the batch.
+    gpu: str = "H100"  # Their kind, whose peak is looked up.
+    mfu: float = 0.4  # Share of the peak that is reached.
+    usd: float = 2.5  # Price of one for an hour.
+    clips_per_s: float | None = None  # What one does, if `vidlearn bench step` has measured it.
+
+
 def _make(folder: Path, **counts: int) -> Path:
     """The built-in set, with a bar on a terminal, since it takes a minute."""
     from rich.console import Console
@@ -174,11 +185,22 @@ def bench(run: Run, what: str) -> None:
 
     function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
     found = function(run.config, open_data(run.data or _make(BUILT_IN)))
-    found = {"recipe": run.recipe, **measure.machine_card(), **found}
-    for name, value in found.items():
-        print(f"{name:14} {value:10.2f}" if isinstance(value, float) else f"{name:14} {value}")
+    text = dumps({"recipe": run.recipe, **measure.machine_card(), **found}, indent=1)
+    print(text)
     if run.out:
-        run.out.write_text(dumps(found, indent=1) + "\n")
+        run.out.write_text(text + "\n")
+
+
+def plan(run: Plan) -> None:
+    """Predict a run's FLOPs, memory, GPU-hours and price."""
+    from vidlearn import budget
+
+    names = ("gpu", "mfu", "usd", "clips_per_s")
+    how: dict[str, Any] = {name: getattr(run, name) for name in names}
+    text = dumps(budget.plan(run.config, run.gpus, **how), indent=1)
+    print(text)
+    if run.out:
+        run.out.write_text(text + "\n")
 
 
 def doctor() -> int:
@@ -200,6 +222,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given wha
     "data check": (data_check, "DATA", "try every video, list the unreadable ones"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
+    "plan": (plan, "RECIPE", "predict a run's FLOPs, memory, GPU-hours and price"),
     "doctor": (doctor, "", "check this machine: packages, decoders, GPU, disk, environment"),
 }
 USAGE = "\n".join(
@@ -222,9 +245,10 @@ def _run(words: list[str], talks: bool) -> int | None:
     # The options' defaults are the recipe's; help without a recipe shows the first one's.
     chosen = rest[0] if rest else ""
     chosen = next(iter(RECIPES)) if chosen in ("-h", "--help") else chosen
-    default = Run(chosen, recipe(chosen))
+    kind = Plan if name == "plan" else Run
+    default = kind(chosen, recipe(chosen))
     about = f"{told}\n\n{chosen}: {default.config.about}"
-    return command(tyro.cli(Run, default=default, description=about, **how))
+    return command(tyro.cli(kind, default=default, description=about, **how))
 
 
 def main(words: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidlearn import dist, train
+from vidlearn import budget, dist, train
 from vidlearn.datasets import Manifest
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
@@ -130,27 +130,50 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
 
 
 def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:
-    """Where a training step's time goes: medians over `steps`, in ms a step.
+    """Where a training step's time goes, and how much of the device it uses.
 
-    In turn: load_wait (for the loader), prepare (masks, rates, normalisation), target, context,
-    predictor, loss, backward (with clipping), optimiser, ema; and step, the sum of all.
+    Medians over `steps`, in ms a step, in turn: load_wait (for the loader), prepare (rates,
+    normalisation), masks, target, context, predictor, loss, backward (with clipping), optimiser,
+    ema, logging (once every log_every steps); step is all but the wait, spread the distance of its
+    quartiles. mfu: the share of the device's peak, None where that is not known.
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
     state, laps, loader = train.build(config, me), _Laps(me.device), train.load(config, data, me)
     laps.watch(state)
-    for _ in range(steps + 2):
+    for _ in range(steps + 3):
         laps.mark("load_wait_ms")
         batch = next(loader)  # on the device; on CUDA the copy was started a step ago
         laps.mark("prepare_ms")
-        train.train_step(state, batch)
+        numbers = train.train_step(state, batch, mark=laps.mark)
+        laps.mark("logging_ms")
+        train.metrics_of(state, numbers)
         laps.mark("")
         rows.append(laps.totals_ms())
-    del rows[:2]  # the first steps pay for memory and the workers' start
+        rows[-1]["logging_ms"] /= config.log_every
+    del rows[:3]  # the first steps pay for memory, compilation and the workers' start
     parts = {name: median(row[name] for row in rows) for name in rows[0]}
-    parts["step_ms"] = median(sum(row.values()) for row in rows)
-    fixed = {"device": str(me.device), "workers": config.workers, "batch": config.batch}
-    return {**fixed, "steps": steps, **parts}
+    totals = [sum(row.values()) - row["load_wait_ms"] for row in rows]
+    low, middle, high = np.percentile(totals, (25, 50, 75)).tolist()
+    on_gpu, clips = me.device.type == "cuda", config.batch // me.world
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes()
+    gpu = torch.cuda.get_device_name(me.device) if on_gpu else ""
+    found, rate = budget.step_cost(config, clips), 1e3 / middle
+    most = budget.peak_tflops(gpu)
+    return {
+        "device": str(me.device), "processes": me.world, "workers": config.workers,
+        "batch": config.batch, "steps": steps, "step_ms": middle, "spread_ms": high - low,
+        "clips_per_s": config.batch * rate, "peak_memory_gib": peak / 2**30,
+        "tokens_per_s": config.batch * rate * state.model.cfg.n_tokens,
+        "tflop_per_step": found["tflop"] * me.world, "tflops": found["tflop"] * rate,
+        "mfu": most and found["tflop"] * rate / most, **parts,
+    }  # fmt: skip
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process ever held; macOS counts in bytes, Linux in KiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)

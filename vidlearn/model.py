@@ -160,7 +160,8 @@ class Block(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """The published start: trunc-normal 0.02 weights, zero biases, plain layer norms."""
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        if not module.weight.is_meta:  # a shape without numbers
+            nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

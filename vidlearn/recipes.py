@@ -43,7 +43,7 @@ class Config:
     width: int = 1024  # Width of the encoder
     depth: int = 24  # Blocks of the encoder
     heads: int = 16  # Attention heads of the encoder
-    mlp_ratio: float = 4.0  # Width of the encoder's MLPs, in widths of the encoder
+    mlp_ratio: float = 4.0  # Width of its MLPs, in widths of the encoder
     pred_width: int = 384  # Width of the predictor
     pred_depth: int = 12  # Blocks of the predictor
     pred_heads: int = 12  # Attention heads of the predictor
@@ -178,7 +178,40 @@ VITH16 = replace(
     Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.""",
     width=1280, depth=32,
 )  # fmt: skip
-RECIPES: dict[str, Config] = {"laptop": LAPTOP, "gpu": GPU, "vitl16": VITL16, "vith16": VITH16}
+PUBLISHED = replace(
+    VITL16,
+    about="""V-JEPA ViT-L/16 as its code was: masks, strides, schedules and late clipping, too.
+    Command: slurm/submit.sh many_nodes --nodes=16 vitl16-published
+    Cost: as vitl16. Result: as published there.""",
+    mask_cut="vjepa1", pred_heads=16, strides="vjepa1", rates="vjepa1", clip_start=12_300,
+)  # fmt: skip
+VITL2 = replace(
+    VITL16,
+    about="""V-JEPA 2 ViT-L/16, first stage: 256 px, rotary positions (as published: --one-token).
+    Command: slurm/submit.sh many_nodes --nodes=16 vjepa2-vitl16
+    Cost: 2.7e21 FLOPs, by our count. Result, published, after a second stage of longer clips:
+    73.7 % on Something-Something v2 with a probe of four blocks (Assran et al. 2025).""",
+    size=256, stride_frames=6, pos="rope2", steps=252_000, lr_start=1e-4, lr=5.25e-4,
+    anneal=12_000, fall="linear", weight_decay=(0.04, 0.04), ema=(0.99925, 0.99925),
+)  # fmt: skip
+VITG2 = replace(
+    VITL2,
+    about="""V-JEPA 2 ViT-g/16, first stage. Command: slurm/submit.sh many_nodes vjepa2-vitg16
+    Cost: 7.5e21 FLOPs, by our count. Result, published: 75.3 % on Something-Something v2.""",
+    width=1408, depth=40, heads=22, mlp_ratio=48 / 11, shard=True,
+)  # fmt: skip
+VITG21 = replace(
+    VITG2,
+    about="""V-JEPA 2.1 ViT-g/16, videos only: four depths are predicted, and the context, too.
+    Command: slurm/submit.sh many_nodes vjepa21-vitg16. Cost: 4.7e21 FLOPs, by our count.
+    Result, published, with images as well: 76.9 % on Something-Something v2.""",
+    pos="rope21", dense=True, levels=4, pred_depth=24, context_loss=0.5, steps=147_000,
+)  # fmt: skip
+RECIPES: dict[str, Config] = {
+    "laptop": LAPTOP, "gpu": GPU, "vitl16": VITL16, "vith16": VITH16,
+    "vitl16-published": PUBLISHED, "vjepa2-vitl16": VITL2, "vjepa2-vitg16": VITG2,
+    "vjepa21-vitg16": VITG21,
+}  # fmt: skip
 
 
 def recipe(name: str) -> Config:

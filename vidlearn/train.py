@@ -10,7 +10,8 @@ import inspect
 import os
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch import distributed as td
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -97,6 +98,8 @@ def _share(model: VJEPA, config: Config, dist: Dist) -> nn.Module:
     if config.shard:
         mesh = init_device_mesh(dist.device.type, (dist.world,))
         half = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.bf16_grads else None)
+        # It warns of changing its outputs in place, which nothing here does.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
         for part in (*model.blocks(), model):
             fully_shard(part, mesh=mesh, mp_policy=half)
         return model
@@ -107,8 +110,14 @@ def _share(model: VJEPA, config: Config, dist: Dist) -> nn.Module:
     options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
     copies = DistributedDataParallel(model, device_ids=here, **options)
     if config.bf16_grads:
-        copies.register_comm_hook(None, bf16_compress_hook)
+        copies.register_comm_hook(None, _half_mean)  # PyTorch's own does not work with gloo
     return copies
+
+
+def _half_mean(_: None, bucket: td.GradBucket) -> torch.futures.Future[Tensor]:
+    half = (bucket.buffer() / td.get_world_size()).bfloat16()
+    work = td.all_reduce(half, async_op=True)
+    return work.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
 def set_rates(state: State) -> tuple[float, float, float]:
@@ -155,11 +164,14 @@ def forward_loss(
     return loss + c.var_cov * reg, per_clip.detach(), reg.detach(), target
 
 
-def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, Any]:
+def train_step(
+    state: State, batch: Batch, *, stop: bool = False, mark: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """One step: masks, forward, backward, clipping, AdamW, then the target encoder.
 
     Changes `state` in place. `batch` is this rank's share of the global batch, on its device;
-    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`).
+    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`);
+    `mark` is told what begins, for those who take times.
     Returns the step's numbers; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist
@@ -168,8 +180,10 @@ def train_step(state: State, batch: Batch, *, stop: bool = False) -> dict[str, A
     lr, decay, momentum = set_rates(state)
     indices = batch.indices.tolist()
     key: dict[str, Any] = {"seed": c.seed, "step": state.step, "indices": indices}
+    mark("masks_ms")
     masks = make_masks(c.masks, c.mask_cut, state.model.cfg.grid, cycle=c.mask_cycle, **key)
     masks = [mask.to(dist.device) for mask in masks]
+    mark("prepare_ms")
     loss, per_clip, reg, target = forward_loss(state, batch, masks)
     numbers = {"lr": lr, "weight_decay": decay, "ema": momentum, **update(state, loss, momentum)}
     loss_sum = (per_clip * batch.valid).sum()
@@ -192,7 +206,7 @@ def update(state: State, loss: Tensor, momentum: float) -> dict[str, Tensor]:
     return found
 
 
-def _metrics(state: State, numbers: dict[str, Any]) -> dict[str, float]:
+def metrics_of(state: State, numbers: dict[str, Any]) -> dict[str, float]:
     """The step's numbers as floats, averaged over ranks where they differ."""
     target = numbers.pop("target")
     total = numbers.pop("loss_sum").clone()
@@ -293,7 +307,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
             numbers = train_step(state, batch, stop=stop)
             last = state.step == config.steps
             if last or state.step % config.log_every == 0:
-                metrics = _metrics(state, numbers)
+                metrics = metrics_of(state, numbers)
                 seconds = time.perf_counter() - began
                 metrics["wait_share"] = waited / seconds
                 metrics["clips_per_s"] = (state.step - first_step) * config.batch / seconds
