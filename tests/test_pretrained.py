@@ -430,7 +430,7 @@ def spoil(kind, folder):
         ("predictor", "x.pt belongs to another model; weights: 1 missing (predictor_proj.bias "),
         ("size", "x.pt: made for 128 tokens, but 16 frames of 64 pixels make 512. Give those"),
         ("frames", "x.pt: made for 128 tokens, but 8 frames of 40 pixels make 100. Give those"),
-        ("heads", "x.pt: width 24 was not published. Give heads="),
+        ("heads", "x.pt: heads does not stand in it, and no model of this width was published. Give heads="),
     ],
 )  # fmt: skip
 def test_each_bad_file_gives_one_error(tmp_path, kind, words):
@@ -442,9 +442,11 @@ def test_each_bad_file_gives_one_error(tmp_path, kind, words):
     assert not (tmp_path / "ran").exists()
 
 
-def test_predictor_heads_of_another_width_are_asked_for(tmp_path):
-    with pytest.raises(ConfigError, match="Give pred_heads="):
+def test_what_cannot_be_known_is_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match=r"x.pt: pred_heads does not .* Give pred_heads="):
         load_pretrained(official(model_of(V2), tmp_path / "x.pt"), heads=3)
+    with pytest.raises(ConfigError, match="encoder='online'; known: target, context"):
+        load_pretrained(tmp_path / "x.pt", encoder="online")
 
 
 @pytest.mark.parametrize(

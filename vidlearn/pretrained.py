@@ -88,6 +88,8 @@ def load_pretrained(
     `shape` may set what tensors do not tell: heads, pred_heads, frames, size, pos.
     ConfigError: no such file or name, a foreign or broken file, another model's weights.
     """
+    if encoder not in PARTS:
+        raise ConfigError(f"encoder={encoder!r}; known: {', '.join(PARTS)}")
     path = _find(source)
     parts, told = _read(path)
     part = next((name for name in PARTS[encoder] if name in parts), None)
@@ -231,8 +233,9 @@ def _shape(path: Path, weights: Weights, guess: Weights, given: dict[str, Any]) 
         shape["frames"] = frames = given.get("frames", 16)
         shape["size"] = math.isqrt(table.shape[1] // max(1, frames // tubelet)) * patch
     shape |= given
-    if unknown := [name for name, value in shape.items() if value is None]:
-        raise ConfigError(f"{path}: width {width} was not published. Give {unknown[0]}=")
+    for name in (name for name, value in shape.items() if value is None):
+        why = "does not stand in it, and no model of this width was published"
+        raise ConfigError(f"{path}: {name} {why}. Give {name}=")
     cfg = ModelConfig(**shape)
     if pos == "sincos" and table is not None and table.shape[1] != cfg.n_tokens:
         mine = f"{cfg.frames} frames of {cfg.size} pixels make {cfg.n_tokens}"
