@@ -52,7 +52,8 @@ def overrides(config):
         if isinstance(value, bool) and value != getattr(base, f.name):
             flags += [f"--{option}" if value else f"--no-{option}"]
         elif value != getattr(base, f.name):
-            flags += [f"--{option}", str(value)]
+            values = value if isinstance(value, tuple) else [value]
+            flags += [f"--{option}", *map(str, values)]
     return flags
 
 
@@ -118,10 +119,16 @@ def test_resume_equals_uninterrupted(data, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_two_processes_learn_what_one_learns(data, tmp_path):
+V2 = dict(width=36, heads=3, pred_width=24, pos="rope2", one_token=True, mask_cycle=False)
+V21 = dict(pos="rope21", dense=True, levels=4, depth=4, context_loss=0.5, context_ramp=(0, 4))
+
+
+@pytest.mark.parametrize("version", [{}, V2, {**V2, **V21}], ids=["1", "2", "2.1"])
+def test_two_processes_learn_what_one_learns(data, tmp_path, version):
     """Same clips, masks and mean loss; only the order of additions differs (1e-4 relative)."""
+    config = dataclasses.replace(TINY, **version)
     for world in (1, 2):
-        finish(start(data, tmp_path / str(world), world=world))
+        finish(start(data, tmp_path / str(world), world=world, config=config))
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
 
 
