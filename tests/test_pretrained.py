@@ -430,7 +430,7 @@ def spoil(kind, folder):
         ("predictor", "x.pt belongs to another model; weights: 1 missing (predictor_proj.bias "),
         ("size", "x.pt: made for 128 tokens, but 16 frames of 64 pixels make 512. Give those"),
         ("frames", "x.pt: made for 128 tokens, but 8 frames of 40 pixels make 100. Give those"),
-        ("heads", "x.pt: heads does not stand in it, and no model of this width was published. Give heads="),
+        ("heads", "x.pt: heads does not stand in it, and no model of this width was published"),
     ],
 )  # fmt: skip
 def test_each_bad_file_gives_one_error(tmp_path, kind, words):
