@@ -102,8 +102,10 @@ def test_published_options():
     rest = drawn(complement="context")
     assert torch.equal(rest.target_BK, plain.target_BK)
     assert rest.context_BK.shape[1] == 8 * per_frame - plain.target_BK.shape[1]
-    short = published_masks(MaskSpec(1, 0.2), VIT_GRID, 1, 0, span=(0.5, 0.5)).target_BK[0]
-    assert len((short // per_frame).unique()) == 4
+    one = MaskSpec(1, 0.2)
+    short = [published_masks(one, VIT_GRID, 1, s, span=(0.3, 0.8)).target_BK[0] for s in range(40)]
+    spans = {len((tokens // per_frame).unique()) for tokens in short}
+    assert spans == {2, 3, 4, 5, 6} and len({int(tokens[0]) // per_frame for tokens in short}) > 3
     assert len(drawn(area_to=0.9).target_BK[0]) > len(plain.target_BK[0])
 
 

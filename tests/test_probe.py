@@ -151,6 +151,49 @@ def test_features_are_the_encoders_in_order_without_the_unreadable(root):
         torch.testing.assert_close(found["it"][place], tokens.view(5, 16, 24), **close)
 
 
+def test_clips_of_a_video_are_read_one_after_the_other(root):
+    torch.manual_seed(0)
+    short = dataclasses.replace(TINY, frames=2, stride_frames=2)
+    encoder, data = Encoder(short.model()), folder_manifest(root).split("val")
+    found, labels, bad = probe.collect({"it": encoder}, data, short, clips=3)
+    assert found["it"].shape == (20, 6, 16, 24) and len(bad) == 1
+    assert labels.tolist() == [0] * 10 + [1] * 10
+    spec = dataclasses.replace(short.clip_spec(), clips=3)
+    clips = ClipDataset(data, spec, short.transform(False), random_clips=False)
+    for place, video in ((0, 0), (12, 13)):
+        with torch.no_grad():
+            three = torch.stack([clips[3 * video + i]["clip"] for i in range(3)])
+            tokens = encoder(normalize(three, short.input_norm)).view(6, 16, 24)
+        close = {"atol": 2e-3, "rtol": 0, "check_dtype": False}
+        torch.testing.assert_close(found["it"][place], tokens, **close)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_blocks_before_the_query_mix_tokens_and_those_after_it_do_not(after):
+    """Behind the query there is one token, whose attention to itself is no choice."""
+    torch.manual_seed(0)
+    net = probe.AttentiveProbe(24, 2, 5, depth=3, after=after).double().eval()
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    before = net(x)
+    with torch.no_grad():
+        for block in net.pooler["blocks"]:  # what queries and keys are
+            block.attn.qkv.weight[:48] *= -3
+    assert torch.allclose(net(x), before) == after
+    assert sum(k.startswith("pooler.blocks.1.") for k in net.state_dict()) == 12
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_the_quick_way_to_read_tokens_is_the_plain_one(complete):
+    torch.manual_seed(0)
+    net = probe.AttentiveProbe(24, 2, 5, complete=complete)
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    x = torch.randn(3, 9, 24)
+    torch.testing.assert_close(net.train()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+
+
 def test_no_readable_video_is_an_error(root, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     data = Manifest((Row(str(tmp_path / "a.mp4"), "opens"),), ("opens",), "here")
