@@ -19,11 +19,11 @@ import torch
 from vidlearn import checkpoint
 from vidlearn.cli import COMMANDS, USAGE, main
 from vidlearn.datasets import open_data
+from vidlearn.datasets.synth import draw
 from vidlearn.model import VJEPA, ModelConfig
 from vidlearn.recipes import RECIPES
 from vidlearn.runlog import read_metrics
 from vidlearn.storage import encode
-from vidlearn.synth import draw
 
 FLAGS = Path(__file__).with_name("cli_flags.txt")
 TINY = (

@@ -14,12 +14,12 @@ import torch
 
 from vidlearn import checkpoint
 from vidlearn.datasets import open_data
+from vidlearn.datasets.synth import make
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.mask import make_masks
 from vidlearn.recipes import recipe
 from vidlearn.runlog import RunLog, read_metrics
-from vidlearn.synth import make
 from vidlearn.train import (
     build,
     compile_blocks,

@@ -51,7 +51,7 @@ def _make(folder: Path, **counts: int) -> Path:
     from rich.console import Console
     from rich.progress import Progress
 
-    from vidlearn import synth
+    from vidlearn.datasets import synth
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         advance = partial(bar.update, bar.add_task("videos"))
