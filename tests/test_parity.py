@@ -32,6 +32,7 @@ from vidlearn import (
     train,
     transform,
 )  # fmt: skip
+from vidlearn.attentive import AttentiveProbe
 
 FOLDER = ROOT / os.environ.get("VIDLEARN_PARITY", "../shared/parity")
 if not FOLDER.is_dir():
@@ -421,7 +422,7 @@ def probe_of(name, dtype, pooled):
     classes, width = weights["linear.weight"].shape
     heads = case.get("num_heads_probe", case.get("num_heads"))
     how = dict(after=name.startswith("v1"), complete=case.get("complete_block", True))
-    net = probe.AttentiveProbe(width, heads, classes, case["depth"], **how).eval()
+    net = AttentiveProbe(width, heads, classes, case["depth"], **how).eval()
     unused = ("xattn.proj", "cross_attention_block.proj")
     net.load_state_dict({k: v for k, v in weights.items() if not any(x in k for x in unused)})
     net.to(dtype).linear.register_forward_pre_hook(lambda _m, args: pooled.append(args[0]))

@@ -19,10 +19,10 @@ from safetensors import safe_open
 
 import vidlearn
 from vidlearn import checkpoint, pretrained
+from vidlearn.attentive import AttentiveProbe
 from vidlearn.errors import ConfigError
 from vidlearn.model import VJEPA, ModelConfig
 from vidlearn.pretrained import HEADS, NAMES, load_pretrained, load_probe
-from vidlearn.probe import AttentiveProbe
 from vidlearn.recipes import Config
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from vidlearn import checkpoint
+from vidlearn.attentive import AttentiveProbe
 from vidlearn.errors import ConfigError
 from vidlearn.model import SIZES, Encoder, ModelConfig, Predictor
-from vidlearn.probe import AttentiveProbe
 from vidlearn.recipes import Config
 
 Net = TypeVar("Net", bound=nn.Module)
