@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book")]
+os.environ["PYTHONPATH"] = str(ROOT / "book")  # for chapters that tests run elsewhere
 REAL_VIDEOS = Path(os.environ.get("VIDLEARN_VIDEOS", ROOT.parent / "shared/videos/singles"))
 
 

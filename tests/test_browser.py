@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import make_book
 import pytest
 import yaml
+
+import make_book
 from notebooks import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

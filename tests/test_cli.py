@@ -19,10 +19,11 @@ import torch
 from vidlearn import checkpoint
 from vidlearn.cli import COMMANDS, USAGE, main
 from vidlearn.datasets import open_data
+from vidlearn.datasets.synth import draw
+from vidlearn.model import VJEPA, ModelConfig
 from vidlearn.recipes import RECIPES
 from vidlearn.runlog import read_metrics
 from vidlearn.storage import encode
-from vidlearn.synth import draw
 
 FLAGS = Path(__file__).with_name("cli_flags.txt")
 TINY = (
@@ -124,7 +125,7 @@ def bad(videos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("frain", "no command 'frain'; known: train, probe, data synth"),
+        ("frain", "no command 'frain'; known: train, probe, import, export, data synth"),
         ("train lapto", "no recipe 'lapto'; known recipes: laptop, "),
         ("train", "no recipe ''; known recipes: laptop, "),
         ("train laptop --data {tmp}/nowhere --out {tmp}/run", "{tmp}/nowhere: no such file"),
@@ -136,6 +137,12 @@ def bad(videos, tmp_path):
         ("probe {tmp}/other.pt {videos}", "{tmp}/other.pt: a torch file, but not a checkpoint"),
         ("probe {tmp}/half.pt {videos}", "{tmp}/half.pt: "),
         ("probe {tmp}/nowhere.pt {videos}", "{tmp}/nowhere.pt: "),
+        ("import {tmp}/other.pt", "{tmp}/other.pt: no checkpoint of V-JEPA, with encoder, "),
+        ("import vjepa2/vitx", "vjepa2/vitx: no such file; published names: vjepa/vitl16, "),
+        (
+            "export vjepa2/vitl --out {tmp}/hf",
+            "weights/vjepa2-vitl.pt is not there. Fetch it:",
+        ),
         ("bench step nope", "no recipe 'nope'; known recipes: laptop, "),
         ("train", "no recipe ''; known recipes: laptop, "),
     ],
@@ -226,6 +233,27 @@ def test_from_nothing_to_a_probed_model(tmp_path, capsys, monkeypatch):
         words = ("bench", what, "laptop", "--data", "data/synth", "--out", "b.json", *TINY)
         status, out, _ = inside(capsys, *words)
         assert status == 0 and word in out and json.loads(Path("b.json").read_text())[word] > 0
+
+
+def test_published_weights_are_probed_and_exported(videos, tmp_path, capsys, monkeypatch):
+    """A small file in the layout of V-JEPA 2, of a width that was published."""
+    monkeypatch.setattr("vidlearn.probe.STEPS", 5)
+    shape = {"size": 32, "frames": 4, "patch": 8, "width": 192, "depth": 1, "heads": 3}
+    net = VJEPA(ModelConfig(**shape, mlp_ratio=2.0, pred_depth=1, pred_heads=12, pos="rope2"))
+    parts = {name: part.state_dict() for name, part in net.named_children()}
+    torch.save({**parts, "epoch": 9}, tmp_path / "vit.pt")
+    out, clip = tmp_path / "e.safetensors", ("--frames", 4, "--size", 32)
+    status, said, _ = inside(capsys, "import", tmp_path / "vit.pt", "--out", out, *clip)
+    assert status == 0 and said.startswith(f"{out}: target_encoder of {tmp_path}/vit.pt, epoch 9; ")
+    assert said.endswith("clips of 4 frames, 32 pixels\n")
+    status, said, err = inside(capsys, "probe", out, videos)
+    assert status == 0 and "target encoder, step 9" in said, err
+    weights, meta = checkpoint.load_encoder(out)
+    assert weights.keys() == net.encoder.state_dict().keys()
+    assert '"mlp_ratio": 2.0' in meta["config"] and '"pos": "rope2"' in meta["config"]
+    status, said, _ = inside(capsys, "export", tmp_path / "vit.pt", "--out", tmp_path / "hf")
+    assert (status, said) == (0, f"{tmp_path / 'hf'}\n")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["hidden_size"] == 192
 
 
 def test_doctor_prints_its_checks_and_its_status(capsys, monkeypatch):

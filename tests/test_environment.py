@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from notebooks import ROOT
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import vidlearn
+from notebooks import ROOT
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 PINS = [

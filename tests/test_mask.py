@@ -16,7 +16,6 @@ from vidlearn.mask import (
     fair_masks,
     make_masks,
     published_masks,
-    tube_masks,
 )
 
 LAPTOP_GRID, VIT_GRID = (4, 6, 6), (8, 14, 14)
@@ -102,16 +101,19 @@ def test_published_options():
     rest = drawn(complement="context")
     assert torch.equal(rest.target_BK, plain.target_BK)
     assert rest.context_BK.shape[1] == 8 * per_frame - plain.target_BK.shape[1]
-    short = published_masks(MaskSpec(1, 0.2), VIT_GRID, 1, 0, span=(0.5, 0.5)).target_BK[0]
-    assert len((short // per_frame).unique()) == 4
+    one = MaskSpec(1, 0.2)
+    short = [published_masks(one, VIT_GRID, 1, s, span=(0.3, 0.8)).target_BK[0] for s in range(40)]
+    spans = {len((tokens // per_frame).unique()) for tokens in short}
+    assert spans == {2, 3, 4, 5, 6} and len({int(tokens[0]) // per_frame for tokens in short}) > 3
     assert len(drawn(area_to=0.9).target_BK[0]) > len(plain.target_BK[0])
 
 
 def test_tubes_hide_the_same_places_in_all_frames():
-    mask = tube_masks((4, 8, 8), 0.9, 3, np.random.default_rng(0))
-    assert mask.context_BK.shape == (3, 24) and mask.target_BK.shape == (3, 232)
-    places = (mask.context_BK % 64).view(3, 4, 6)
-    assert (places == places[:, :1]).all() and not torch.equal(places[0], places[1])
+    mask = fair_masks(MASKS["tube"][0], VIT_GRID, [(0, i) for i in range(8)])
+    for context, target in zip(mask.context_BK, mask.target_BK):
+        assert len((context % 196).unique()) <= 19 and not {*(context % 196)} & {*(target % 196)}
+    hidden = draw_hidden(MaskSpec(0, 0.75), (4, 8, 8), np.random.default_rng(0))
+    assert (hidden == hidden[:1]).all() and hidden[0].sum() == 48
 
 
 @pytest.mark.parametrize("batch", [1, 24, 128])

@@ -5,16 +5,16 @@ import json
 import os
 import time
 
-import gpu_record
 import pytest
 import torch
 
+import gpu_record
 from vidlearn import measure
 from vidlearn.datasets import folder_manifest, write_manifest
+from vidlearn.datasets.synth import draw
 from vidlearn.dist import init_distributed
 from vidlearn.recipes import recipe
 from vidlearn.storage import encode
-from vidlearn.synth import draw
 from vidlearn.train import build, load, train_step
 
 TINY = dataclasses.replace(

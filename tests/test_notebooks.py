@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
+
+import notebooks
 from notebooks import ROOT
 
 CHAPTERS = (

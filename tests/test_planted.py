@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import notebooks
 import pytest
 from nbformat import NotebookNode
+
+import notebooks
 from notebooks import ROOT
 
 SANITIZE = ROOT / "tests" / "nbval_sanitize.cfg"

@@ -9,11 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from vidlearn import checkpoint, probe
+from vidlearn.attentive import AttentiveProbe
 from vidlearn.batch import ClipDataset
 from vidlearn.datasets import Manifest, Row, folder_manifest
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError
 from vidlearn.model import Encoder
+from vidlearn.pretrained import load_pretrained
 from vidlearn.recipes import recipe
 from vidlearn.storage import encode
 from vidlearn.train import build, save
@@ -75,7 +77,7 @@ def run(tmp_path_factory):
 def test_attentive_probe_is_the_published_one():
     """Names, eps, and the attention itself, written out the long way."""
     torch.manual_seed(0)
-    p = probe.AttentiveProbe(24, 3, 5).double()
+    p = AttentiveProbe(24, 3, 5).double()
     assert sorted(p.state_dict()) == sorted(PUBLISHED)
     for weight in p.parameters():
         torch.nn.init.normal_(weight, std=0.5)
@@ -151,6 +153,49 @@ def test_features_are_the_encoders_in_order_without_the_unreadable(root):
         torch.testing.assert_close(found["it"][place], tokens.view(5, 16, 24), **close)
 
 
+def test_clips_of_a_video_are_read_one_after_the_other(root):
+    torch.manual_seed(0)
+    short = dataclasses.replace(TINY, frames=2, stride_frames=2)
+    encoder, data = Encoder(short.model()), folder_manifest(root).split("val")
+    found, labels, bad = probe.collect({"it": encoder}, data, short, clips=3)
+    assert found["it"].shape == (20, 6, 16, 24) and len(bad) == 1
+    assert labels.tolist() == [0] * 10 + [1] * 10
+    spec = dataclasses.replace(short.clip_spec(), clips=3)
+    clips = ClipDataset(data, spec, short.transform(False), random_clips=False)
+    for place, video in ((0, 0), (12, 13)):
+        with torch.no_grad():
+            three = torch.stack([clips[3 * video + i]["clip"] for i in range(3)])
+            tokens = encoder(normalize(three, short.input_norm)).view(6, 16, 24)
+        close = {"atol": 2e-3, "rtol": 0, "check_dtype": False}
+        torch.testing.assert_close(found["it"][place], tokens, **close)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_blocks_before_the_query_mix_tokens_and_those_after_it_do_not(after):
+    """Behind the query there is one token, whose attention to itself is no choice."""
+    torch.manual_seed(0)
+    net = AttentiveProbe(24, 2, 5, depth=3, after=after).double().eval()
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    before = net(x)
+    with torch.no_grad():
+        for block in net.pooler["blocks"]:  # what queries and keys are
+            block.attn.qkv.weight[:48] *= -3
+    assert torch.allclose(net(x), before) == after
+    assert sum(k.startswith("pooler.blocks.1.") for k in net.state_dict()) == 12
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_the_quick_way_to_read_tokens_is_the_plain_one(complete):
+    torch.manual_seed(0)
+    net = AttentiveProbe(24, 2, 5, complete=complete)
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    x = torch.randn(3, 9, 24)
+    torch.testing.assert_close(net.train()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+
+
 def test_no_readable_video_is_an_error(root, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     data = Manifest((Row(str(tmp_path / "a.mp4"), "opens"),), ("opens",), "here")
@@ -168,11 +213,11 @@ def test_pixel_baselines_see_one_frame_and_all():
 def test_frozen_encoder_from_a_run_a_checkpoint_and_an_export(run):
     step = next((run / "checkpoints").glob("*.pt"))
     states = [
-        probe.load_frozen(p)[0].state_dict() for p in (run, step, run / "encoder.safetensors")
+        load_pretrained(p).encoder.state_dict() for p in (run, step, run / "encoder.safetensors")
     ]
     assert all(torch.equal(s["norm.bias"], torch.ones(24)) for s in states)
     assert all(torch.equal(s[k], states[0][k]) for s in states for k in s)
-    assert torch.equal(probe.load_frozen(run, "context")[0].norm.bias, torch.zeros(24))
+    assert torch.equal(load_pretrained(run, encoder="context").encoder.norm.bias, torch.zeros(24))
 
 
 def test_weights_of_another_model_are_refused(run, tmp_path):
@@ -180,9 +225,9 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
     state["config"] = dataclasses.replace(TINY, depth=2).to_json()
     other = checkpoint.save(tmp_path, 1, state)
     with pytest.raises(ConfigError, match=r"another model.*missing \(blocks.1"):
-        probe.load_frozen(other)
-    with pytest.raises(ConfigError, match="nowhere: not there"):
-        probe.load_frozen(tmp_path / "nowhere")
+        load_pretrained(other)
+    with pytest.raises(ConfigError, match="nowhere: no such file; published names: vjepa/vitl16"):
+        load_pretrained(tmp_path / "nowhere")
 
 
 def test_report_tells_time_from_its_reverse_and_names_all_sources(run, root, capsys, monkeypatch):

@@ -11,9 +11,10 @@ import json
 import re
 from pathlib import Path
 
-import notebooks
 import pytest
 from nbformat import NotebookNode
+
+import notebooks
 from notebooks import ROOT
 
 BOOK = ROOT / "book"

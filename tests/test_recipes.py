@@ -61,3 +61,27 @@ def test_recipes_do_not_wait_for_torch():
 def test_a_number_below_its_least_is_refused(name, value, least):
     with pytest.raises(ConfigError, match=f"--{name} {value}: give {least} or more"):
         dataclasses.replace(recipe("laptop"), **{name: value})
+
+
+def test_a_recipe_of_your_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[mine]\nbase = "gpu"\nsteps = 7\nema = [0.9, 1.0]\n')
+    mine = recipe(str(file))
+    assert (mine.steps, mine.ema, mine.width) == (7, (0.9, 1.0), recipe("gpu").width)
+    for text, why in (("steps", "="), ('[a]\nbase = "b"\n', "'b'"), ("[a]\nspeed = 1\n", "speed")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=f"mine.toml: no recipes in it .*{why}"):
+            recipe(str(file))
+
+
+def test_released_recipe_differs_from_the_published_one_in_what_the_code_did():
+    found = recipe("vitl16").differences(recipe("vitl16-released"))
+    names = {x.split(":")[0] for x in found}
+    assert names == {"mask_cut", "pred_heads", "strides", "rates", "clip_start"}
+    for version, width, grid in (
+        ("vjepa2-vitg16", 1408, (8, 16, 16)),
+        ("vjepa21-vitg16", 5632, (8, 16, 16)),
+    ):
+        model = recipe(version).model()
+        assert model.out_width == width and model.grid == grid
+        assert round(model.width * model.mlp_ratio) == 6144

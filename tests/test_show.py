@@ -17,7 +17,7 @@ import videos
 from nbclient import NotebookClient
 from PIL import Image
 
-from vidlearn import show
+import show
 from vidlearn.storage import FrameTable, frame_table
 
 CLIP = np.arange(6 * 32 * 48 * 3, dtype=np.uint32).reshape(6, 32, 48, 3).astype(np.uint8)
@@ -174,10 +174,7 @@ def test_slider_needs_a_caption_for_each_state() -> None:
 
 
 def test_one_call_has_a_live_face_with_a_kernel_and_only_then() -> None:
-    code = (
-        "from vidlearn import show\n"
-        "show.slider([show.bars({'a': 1.0}, unit='x')] * 2, ['one', 'two'])"
-    )
+    code = "import show\nshow.slider([show.bars({'a': 1.0}, unit='x')] * 2, ['one', 'two'])"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
     with_kernel = set(notebook.cells[0].outputs[0].data)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from vidlearn.datasets.synth import make
 from vidlearn.runlog import read_metrics
-from vidlearn.synth import make
 
 ROOT = Path(__file__).parent.parent
 STANDIN = Path(__file__).parent / "slurm_standin.py"

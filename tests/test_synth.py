@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidlearn import synth
-from vidlearn.datasets import open_data
+from vidlearn.datasets import open_data, synth
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.storage import frame_table
 

@@ -14,14 +14,16 @@ import torch
 
 from vidlearn import checkpoint
 from vidlearn.datasets import open_data
+from vidlearn.datasets.synth import make
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.mask import make_masks
 from vidlearn.recipes import recipe
 from vidlearn.runlog import RunLog, read_metrics
-from vidlearn.synth import make
 from vidlearn.train import (
     build,
     compile_blocks,
+    forward_loss,
     load,
     parameter_groups,
     set_rates,
@@ -52,7 +54,8 @@ def overrides(config):
         if isinstance(value, bool) and value != getattr(base, f.name):
             flags += [f"--{option}" if value else f"--no-{option}"]
         elif value != getattr(base, f.name):
-            flags += [f"--{option}", str(value)]
+            values = value if isinstance(value, tuple) else [value]
+            flags += [f"--{option}", *map(str, values)]
     return flags
 
 
@@ -118,10 +121,16 @@ def test_resume_equals_uninterrupted(data, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_two_processes_learn_what_one_learns(data, tmp_path):
+V2 = dict(width=36, heads=3, pred_width=24, pos="rope2", one_token=True, mask_cycle=False)
+V21 = dict(pos="rope21", dense=True, levels=4, depth=4, context_loss=0.5, context_ramp=(0, 4))
+
+
+@pytest.mark.parametrize("version", [{}, V2, {**V2, **V21}], ids=["1", "2", "2.1"])
+def test_two_processes_learn_what_one_learns(data, tmp_path, version):
     """Same clips, masks and mean loss; only the order of additions differs (1e-4 relative)."""
+    config = dataclasses.replace(TINY, **version)
     for world in (1, 2):
-        finish(start(data, tmp_path / str(world), world=world))
+        finish(start(data, tmp_path / str(world), world=world, config=config))
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
 
 
@@ -148,6 +157,39 @@ def test_a_run_goes_on_with_shared_weights_where_one_process_stopped(data, tmp_p
     text = finish(start(data, tmp_path / "cut", world=2, config=shared))
     assert "goes on at step 6 of 8" in text
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def step_of(data, **options):
+    config = dataclasses.replace(TINY, **options)
+    batch = next(load(config, open_data(data), init_distributed()))
+    state = build(config, init_distributed())
+    return state, train_step(state, batch)
+
+
+def test_the_context_counts_as_its_ramp_says(data):
+    """Nothing before the ramp, all after it, half of it halfway."""
+    dense = {**V2, **V21, "context_ramp": (10, 20)}
+    config = dataclasses.replace(TINY, **dense)
+    batch, found = next(load(config, open_data(data), init_distributed())), {}
+    for step, weight in ((0, 0.0), (0, 0.5), (15, 0.5), (20, 0.5)):
+        state = build(dataclasses.replace(config, context_loss=weight), init_distributed())
+        masks = make_masks("future", "fair", state.model.cfg.grid, seed=0, step=0,
+                           indices=range(4), cycle=False)  # fmt: skip
+        state.step, state.votes[0] = step, 4
+        found[step, weight] = forward_loss(state, batch, masks)[0].item()
+    plain, half, whole = found[0, 0.0], found[15, 0.5], found[20, 0.5]
+    assert found[0, 0.5] == plain and whole > 1.1 * plain
+    assert half - plain == pytest.approx((whole - plain) / 2, rel=1e-4)
+
+
+def test_gradients_are_clipped_from_the_step_on_that_is_asked_for(data):
+    """Clipped to almost nothing, AdamW's first step is as long: the gradients tell."""
+    norms = []
+    for start_at in (0, 1):
+        state, _ = step_of(data, clip_grad=1e-6, clip_start=start_at)
+        grads = [p.grad for p in state.model.encoder.parameters() if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+    assert norms[0] == pytest.approx(1e-6, rel=0.01) and norms[1] > 1e-4
 
 
 @pytest.mark.parametrize("option", ["recompute", "bf16_cpu", "compile"])

@@ -245,7 +245,7 @@ def _cell_problems(cell: NotebookNode, number: int) -> Iterator[str]:
             yield f"stored error {out.ename}: {out.evalue}"
         data = out.get("data", {})
         if any(kind.startswith("image/") for kind in data):
-            yield "a bare image without alt text: return a vidlearn.show picture"
+            yield "a bare image without alt text: return a picture of book/show.py"
         for image in re.findall(r"<img\b[^>]*>", data.get("text/html", "")):
             if not re.search(r'\balt="[^"]{15,}"', image):
                 yield "an <img> whose alt text is missing or too short to say what to see"

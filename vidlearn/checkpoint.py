@@ -31,7 +31,7 @@ def save(
     disk is full or the folder read-only; older checkpoints are untouched.
     """
     path = Path(folder) / f"step-{step:08d}.pt"
-    _write(path, lambda f: torch.save({"vidlearn": state}, f))
+    write(path, lambda f: torch.save({"vidlearn": state}, f))
     for old in [p for p in _saved(path.parent) if p != path][::-1][keep - 1 :]:
         if not keep_every or int(old.stem[5:]) % keep_every:
             old.unlink()
@@ -82,7 +82,7 @@ def export_encoder(path: str | Path, encoder_state: Mapping[str, Tensor], meta: 
     """Write weights as safetensors, with `meta` as JSON in the header; returns the path."""
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in encoder_state.items()}
     data = safetensors.torch.save(tensors, {"vidlearn": json.dumps(meta)})
-    return _write(Path(path), lambda f: f.write(data))
+    return write(Path(path), lambda f: f.write(data))
 
 
 def load_encoder(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,7 +99,8 @@ def _saved(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*[0-9].pt"), key=lambda path: (len(path.name), path.name))
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+def write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    """Let `write` fill a file that is whole, or not there at all; VidlearnError: no room for it."""
     temporary = path.with_name(".unfinished")  # one name: what a killed save leaves is used again
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

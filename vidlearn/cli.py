@@ -51,7 +51,7 @@ def _make(folder: Path, **counts: int) -> Path:
     from rich.console import Console
     from rich.progress import Progress
 
-    from vidlearn import synth
+    from vidlearn.datasets import synth
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         advance = partial(bar.update, bar.add_task("videos"))
@@ -99,6 +99,46 @@ def probe(
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
+
+
+def import_weights(
+    source: Positional[str], out: Path = Path("encoder.safetensors"),
+    encoder: Literal["target", "context"] = "target", frames: int | None = None,
+    size: int | None = None,
+) -> None:  # fmt: skip
+    """Write the encoder of a published file as one that `vidlearn probe` reads.
+
+    Args:
+        source: path or name of published weights, a Hugging Face folder, or a run.
+        out: file to write.
+        encoder: the slow average, as published, or the one that is trained.
+        frames: frames of the clips to probe, where positions allow others.
+        size: side of the clips, in the same way.
+    """
+    from vidlearn.checkpoint import export_encoder
+    from vidlearn.pretrained import load_pretrained
+
+    shape = {name: x for name, x in (("frames", frames), ("size", size)) if x}
+    model = load_pretrained(source, encoder=encoder, **shape)
+    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
+    export_encoder(out, model.encoder.state_dict(), meta)
+    told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
+    print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
+
+
+def export(
+    source: Positional[str], out: Path, encoder: Literal["target", "context"] = "target"
+) -> None:
+    """Write a V-JEPA 2 as a folder that transformers' VJEPA2Model reads.
+
+    Args:
+        source: a run's folder, a checkpoint, or path or name of published weights.
+        out: folder to write.
+        encoder: the slow average, as published, or the one that is trained.
+    """
+    from vidlearn.pretrained import export_hf, load_pretrained
+
+    print(export_hf(out, load_pretrained(source, encoder=encoder)))
 
 
 def data_synth(
@@ -175,6 +215,8 @@ def doctor() -> int:
 COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
+    "import": (import_weights, "SOURCE", "write the encoder of a published file, for probe"),
+    "export": (export, "SOURCE", "write a model for transformers, as Hugging Face stores it"),
     "data synth": (data_synth, "FOLDER", "make the built-in videos, whose truth is known"),
     "data manifest": (data_manifest, "ROOT", "write the manifest of a folder of videos"),
     "data check": (data_check, "DATA", "try every video, list the unreadable ones"),

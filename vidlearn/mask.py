@@ -25,8 +25,8 @@ from vidlearn.tokens import Grid
 class MaskSpec:
     """One kind of mask. Below 1, `seen_time` hides the future, which is predicted as well."""
 
-    blocks: int  # number of blocks, each through all frames
-    spatial: float  # area of one block as a share of the frame
+    blocks: int  # number of blocks, each through all frames; 0: single places, drawn by chance
+    spatial: float  # area of one block, or of all single places, as a share of the frame
     aspect: tuple[float, float] = (0.75, 1.5)  # least and greatest height / width of a block
     seen_time: float = 1.0  # the context may only lie in this first share of the clip
     context: float = 0.23  # share of all tokens that the fair cut keeps as context
@@ -37,9 +37,11 @@ SHORT = MaskSpec(blocks=8, spatial=0.15, context=0.23, target=0.48)
 LONG = MaskSpec(blocks=2, spatial=0.7, context=0.08, target=0.62)
 HALF = MaskSpec(blocks=2, spatial=0.06, seen_time=0.5, context=0.42, target=0.45)
 QUARTER = MaskSpec(blocks=2, spatial=0.06, seen_time=0.75, context=0.6, target=0.24)
+TUBE = MaskSpec(blocks=0, spatial=0.9, context=0.06, target=0.85)  # Tong et al. 2022 (VideoMAE)
 # What a recipe names: the published pair, or masks that hide the future.
 MASKS: dict[str, tuple[MaskSpec, ...]] = {
-    "vjepa": (SHORT, LONG), "future": (HALF, QUARTER), "short": (SHORT,), "long": (LONG,)
+    "vjepa": (SHORT, LONG), "future": (HALF, QUARTER), "short": (SHORT,), "long": (LONG,),
+    "tube": (TUBE,),
 }  # fmt: skip
 
 
@@ -67,6 +69,12 @@ def block_size(spec: MaskSpec, grid: Grid, u: float) -> tuple[int, int]:
 def draw_hidden(spec: MaskSpec, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """One clip's hidden tokens before any cut: bool [t, h, w], True where hidden."""
     hidden = np.zeros(grid, dtype=bool)
+    if not spec.blocks:  # single places instead
+        places = grid[1] * grid[2]
+        seen = np.arange(places) >= places - int(places * (1 - spec.spatial))
+        rng.shuffle(seen)
+        hidden[:] = ~seen.reshape(grid[1:])
+        return hidden
     h, w = block_size(spec, grid, rng.random())
     for _ in range(spec.blocks):
         top = rng.integers(0, grid[1] - h + 1)
@@ -148,18 +156,6 @@ def published_masks(
         rest = torch.ones(batch, math.prod(grid), dtype=torch.bool).scatter_(1, kept, False)
         lists[complement == "target"] = rest.nonzero()[:, 1].view(batch, -1)
     return Mask(*lists[::-1] if swap else lists)
-
-
-def tube_masks(grid: Grid, ratio: float, batch: int, rng: np.random.Generator) -> Mask:
-    """Single patches through all frames, a share `ratio` of them hidden (Tong et al. 2022)."""
-    places = grid[1] * grid[2]
-    rows = []
-    for _ in range(batch):
-        seen = np.arange(places) >= places - int(places * (1 - ratio))
-        rng.shuffle(seen)
-        rows.append(torch.from_numpy(np.tile(seen, grid[0])))
-    both = torch.stack(rows)
-    return Mask(*(x.nonzero()[:, 1].view(batch, -1) for x in (both, ~both)))
 
 
 def make_masks(

@@ -323,6 +323,8 @@ class VJEPA(nn.Module):
         self.cfg = cfg
         self.encoder = Encoder(cfg)
         self.predictor = Predictor(cfg)
+        for name, weight in self.named_parameters():  # training reads videos only, and
+            weight.requires_grad_("img_" not in name and "_img" not in name)  # DDP waits for all
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(

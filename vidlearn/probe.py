@@ -24,11 +24,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidlearn import checkpoint
+from vidlearn.attentive import AttentiveProbe
 from vidlearn.batch import ClipDataset, eval_loader
 from vidlearn.datasets import Manifest
 from vidlearn.errors import ConfigError
-from vidlearn.model import MLP, Block, Encoder, init_weights
+from vidlearn.model import Encoder
+from vidlearn.pretrained import load_pretrained
 from vidlearn.recipes import Config
 from vidlearn.schedule import warmup_anneal
 from vidlearn.transform import normalize
@@ -153,99 +154,6 @@ def attentive(train: Labelled, test: Tensor, heads: int, device: Device = "cpu")
     return _best(make, (x, train[1]), z, rates, device)
 
 
-class AttentiveProbe(nn.Module):
-    """A learned query reads all tokens, then a linear layer; forms and names as published.
-
-    V-JEPA 2 has `depth` 4: three blocks of self-attention on the tokens before the query reads
-    them. V-JEPA's blocks come `after` it. Without `complete` there are no norms and no MLP.
-    """
-
-    def __init__(
-        self, width: int, heads: int, classes: int, depth: int = 1, *,
-        after: bool = False, complete: bool = True, eps: float = 1e-5,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.heads, self.after, self.complete = heads, after, complete
-        xattn = nn.ModuleDict({"q": nn.Linear(width, width), "kv": nn.Linear(width, 2 * width)})
-        norms = {name: nn.LayerNorm(width, eps) for name in ("norm1", "norm2")}
-        block = nn.ModuleDict({**norms, "xattn": xattn, "mlp": MLP(width, 4 * width)})
-        self.pooler = nn.ModuleDict({"cross_attention_block": block if complete else xattn})
-        if depth > 1:
-            blocks = (Block(width, heads, 4.0, eps) for _ in range(depth - 1))
-            self.pooler["blocks"] = nn.ModuleList(blocks)
-        self.pooler.query_tokens = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.linear = nn.Linear(width, classes)
-        self.apply(init_weights)
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """[B, N, D] -> logits [B, classes]."""
-        pooler: Any = self.pooler
-        blocks = nn.Sequential(*pooler["blocks"] if "blocks" in pooler else ())
-        if self.after:
-            return self.linear(blocks(self._read(tokens_BND)[:, None])[:, 0])
-        return self.linear(self._read(blocks(tokens_BND)))
-
-    def _read(self, x_BND: Tensor) -> Tensor:
-        pooler: Any = self.pooler
-        block, query = pooler["cross_attention_block"], pooler.query_tokens[0]
-        norm, xattn = (block["norm1"], block["xattn"]) if self.complete else (None, block)
-        y = (_attend_fast if self.training else _attend)(query, x_BND, norm, xattn, self.heads)
-        if self.complete:
-            y = query + y
-            y = y + block["mlp"](block["norm2"](y))
-        return y
-
-
-def _attend(query_1D: Tensor, x_BND: Tensor, norm: Any, xattn: Any, heads: int) -> Tensor:
-    x_BND = x_BND if norm is None else norm(x_BND)
-    key, value = xattn["kv"](x_BND).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    q = xattn["q"](query_1D).view(1, heads, 1, -1).expand(len(x_BND), -1, -1, -1)
-    return F.scaled_dot_product_attention(q, key, value).flatten(1)
-
-
-def _attend_fast(query_1D: Tensor, x_BND: Tensor, norm: Any, xattn: Any, heads: int) -> Tensor:
-    """The same sum with one query, four times as fast: the query goes to the tokens' space.
-
-    Not all tokens to that of keys and values; the norm's scale and shift can wait, too. What is
-    added to every key alike cancels in the softmax.
-    """
-    key_HdD, value_HdD = xattn["kv"].weight.unflatten(0, (2, heads, -1))
-    q_Hd = xattn["q"](query_1D).view(heads, -1) / math.sqrt(key_HdD.shape[1])
-    ask_DH = torch.einsum("Hd,HdD->DH", q_Hd, key_HdD)
-    if norm is not None:
-        x_BND = F.layer_norm(x_BND, norm.normalized_shape, eps=norm.eps)
-        ask_DH = norm.weight[:, None] * ask_DH
-    read_BHD = (x_BND @ ask_DH).softmax(1).transpose(1, 2) @ x_BND
-    if norm is not None:
-        read_BHD = read_BHD * norm.weight + norm.bias
-    y = torch.einsum("BHD,HdD->BHd", read_BHD, value_HdD).flatten(1)
-    return y + xattn["kv"].bias.chunk(2)[1]
-
-
-def load_frozen(path: str | Path, which: str = "target") -> tuple[Encoder, Config, int]:
-    """The "target" or "context" encoder of a checkpoint, an exported file or a run's folder.
-
-    Also its Config and step. ConfigError: nothing there, a foreign file, another model's weights.
-    """
-    found = Path(path)
-    if not found.exists():
-        raise ConfigError(f"{path}: not there. Give a run's folder, a checkpoint or an encoder")
-    if found.is_dir():
-        found = checkpoint.latest(found / "checkpoints") or checkpoint.latest(found) or found
-    if found.suffix == ".safetensors":
-        state, meta = checkpoint.load_encoder(found)
-    else:
-        meta = checkpoint.load(found)
-        prefix = {"target": "target_encoder.", "context": "encoder."}[which]
-        model = meta["model"].items()
-        state = {k.removeprefix(prefix): v for k, v in model if k.startswith(prefix)}
-    config = Config.from_json(meta["config"])
-    encoder = Encoder(config.model())
-    checkpoint.check_matches(state, encoder, found)
-    encoder.load_state_dict(state)
-    return encoder, config, meta["step"]
-
-
 def score(guess: Tensor, labels: Tensor) -> dict[str, float]:
     """Per cent right, with its 95 % interval (Wilson 1927)."""
     n, right = len(labels), int((guess == labels).sum())
@@ -278,12 +186,14 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole table, ready for JSON and for `show`: rows -> source -> probe -> split -> score.
 
-    `path` and `which` as in `load_frozen`; published evaluations take the target encoder. `seed`
+    `path` and `which` as in `load_pretrained`; published evaluations take the target one. `seed`
     is that of the random encoder and, where the data has no splits, of `Manifest.splits`. Of each
     video so many `clips` are read as one, evenly spread, where published evaluations take 2 to 8.
     """
     began = time.perf_counter()
-    encoder, config, step = load_frozen(path, which)
+    found = load_pretrained(path, encoder=which)
+    encoder, config, step = found.encoder, found.config, found.about["epoch"]
+    encoder.cfg = config.model()  # of four depths, evaluations read the last
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = Encoder(config.model())
@@ -292,10 +202,10 @@ def report(
         "pixels, one frame": one_frame, "pixels, whole clip": whole_clip,
     }  # fmt: skip
     parts, how = data.splits(seed)
-    found = {split: collect(sources, part, config, device, clips) for split, part in parts.items()}
-    labels, rows = {split: y for split, (_, y, _) in found.items()}, {}
+    read = {split: collect(sources, part, config, device, clips) for split, part in parts.items()}
+    labels, rows = {split: y for split, (_, y, _) in read.items()}, {}
     for name in sources:
-        tokens = {split: x[name] for split, (x, _, _) in found.items()}
+        tokens = {split: x[name] for split, (x, _, _) in read.items()}
         rows[name] = _row(tokens, labels, config.heads * ("encoder" in name), device)
     # What a guess that is always the most frequent class would get.
     most = {split: 100 * int(y.bincount().max()) / len(y) for split, y in labels.items()}
@@ -304,7 +214,7 @@ def report(
         "splits": how, "views": clips, "clips": {split: len(y) for split, y in labels.items()},
         "chance": {split: most[split] for split in most if split != "train"},
         "unlabelled": sum(data.label_index(row) < 0 for row in data.rows),
-        "unreadable": {path: cause for *_, bad in found.values() for path, cause in bad.items()},
+        "unreadable": {path: cause for *_, bad in read.values() for path, cause in bad.items()},
         "rows": rows, "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 

@@ -1,17 +1,26 @@
 """What a run is made of: Config, every choice of a training run, and the recipes that ship.
 
-A recipe is a Config with its command, its cost and its result in `about`. Everything can be
-overridden on the command line, e.g. `vidlearn train laptop --steps 100 --seed 1`.
+A recipe is a Config with its command, its cost and its result in `about`; those that ship are in
+recipes.toml, and you can write your own. Everything can be overridden on the command line, e.g.
+`vidlearn train laptop --steps 100 --seed 1`.
 Nothing here imports torch, so that `vidlearn --help` answers at once. Taught in chapter 11.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from vidlearn.errors import ConfigError
 
@@ -52,7 +61,7 @@ class Config:
     levels: int = 1  # Depths of the encoder that are predicted: 1, or 4 with --dense
     recompute: bool = False  # Save memory: forget what blocks computed until the backward pass
     # the task
-    masks: str = "vjepa"  # Kinds of masks: vjepa (short and long), future, short or long
+    masks: str = "vjepa"  # Kinds of masks: vjepa (short and long), future, short, long or tube
     mask_cut: str = "fair"  # fair, or vjepa1 for the published cut
     mask_cycle: bool = False  # Take one kind of mask a step in turn instead of all kinds every step
     one_token: bool = False  # One mask token for all kinds of masks, as V-JEPA 2 has it
@@ -147,75 +156,30 @@ class Config:
         return [f"{n}: {a}, {b}" for n, a, b in pairs if a != b and n not in self._FREE]
 
 
-LAPTOP = Config(
-    about="""A V-JEPA of 0.5 M parameters on the built-in videos.
-    Command: vidlearn train laptop   (or: torchrun --nproc-per-node 2 -m vidlearn train laptop)
-    Cost: about 3 CPU-minutes. Result: see chapter 11 and `vidlearn probe`.""",
-    size=48, frames=8, stride_frames=2, crop_scale=(0.5, 1.0), flip=0.0, input_norm="clip",
-    patch=8, width=96, depth=4, heads=3, pred_width=48, pred_depth=2, pred_heads=3,
-    masks="future", mask_cycle=True, var_cov=0.1, workers=1,
-    batch=16, steps=600, warmup=60, lr_start=1e-4, lr=1e-3, weight_decay=(0.04, 0.04),
-    ema=(0.99, 1.0), save_every=100,
-)  # fmt: skip
-GPU = Config(
-    about="""A ViT-S on clips of 16 x 112 x 112: the first real run on one GPU.
-    Command: vidlearn train gpu --data DIR
-    Cost: 20,000 steps of 128 clips; not yet timed on a GPU by us. Result: not yet measured.""",
-    size=112, width=384, depth=12, heads=6, pred_width=192, pred_depth=6, pred_heads=6,
-    batch=128, steps=20_000, warmup=1_000, workers=8,
-)  # fmt: skip
-VITL16 = Config(
-    about="""The published V-JEPA ViT-L/16, 224 px, with the fair masks.
-    Command: slurm/submit.sh many_nodes --nodes=16 vitl16   (as published: --mask-cut vjepa1)
-    Cost: 7.1e20 FLOPs (2.55 TFLOP a clip), by our count. Result, published: 80.8 % on Kinetics-400
-    and 69.5 % on Something-Something v2 with an attentive probe (Bardes et al. 2024).""",
-    workers=12,
-)
-VITH16 = replace(
-    VITL16,
-    about="""The published V-JEPA ViT-H/16, 224 px, with the fair masks.
-    Command: slurm/submit.sh many_nodes --nodes=16 vith16. Cost: 1.3e21 FLOPs, by our count.
-    Result, published: 82.0 % on Kinetics-400, 71.4 % on Something-Something v2.""",
-    width=1280, depth=32,
-)  # fmt: skip
-PUBLISHED = replace(
-    VITL16,
-    about="""V-JEPA ViT-L/16 as its code was: masks, strides, schedules and late clipping, too.
-    Command: slurm/submit.sh many_nodes --nodes=16 vitl16-published
-    Cost: as vitl16. Result: as published there.""",
-    mask_cut="vjepa1", pred_heads=16, strides="vjepa1", rates="vjepa1", clip_start=12_300,
-)  # fmt: skip
-VITL2 = replace(
-    VITL16,
-    about="""V-JEPA 2 ViT-L/16, first stage: 256 px, rotary positions (as published: --one-token).
-    Command: slurm/submit.sh many_nodes --nodes=16 vjepa2-vitl16
-    Cost: 2.7e21 FLOPs, by our count. Result, published, after a second stage of longer clips:
-    73.7 % on Something-Something v2 with a probe of four blocks (Assran et al. 2025).""",
-    size=256, stride_frames=6, pos="rope2", steps=252_000, lr_start=1e-4, lr=5.25e-4,
-    anneal=12_000, fall="linear", weight_decay=(0.04, 0.04), ema=(0.99925, 0.99925),
-)  # fmt: skip
-VITG2 = replace(
-    VITL2,
-    about="""V-JEPA 2 ViT-g/16, first stage. Command: slurm/submit.sh many_nodes vjepa2-vitg16
-    Cost: 7.5e21 FLOPs, by our count. Result, published: 75.3 % on Something-Something v2.""",
-    width=1408, depth=40, heads=22, mlp_ratio=48 / 11, shard=True,
-)  # fmt: skip
-VITG21 = replace(
-    VITG2,
-    about="""V-JEPA 2.1 ViT-g/16, videos only: four depths are predicted, and the context, too.
-    Command: slurm/submit.sh many_nodes vjepa21-vitg16. Cost: 4.7e21 FLOPs, by our count.
-    Result, published, with images as well: 76.9 % on Something-Something v2.""",
-    pos="rope21", dense=True, levels=4, pred_depth=24, context_loss=0.5, steps=147_000,
-)  # fmt: skip
-RECIPES: dict[str, Config] = {
-    "laptop": LAPTOP, "gpu": GPU, "vitl16": VITL16, "vith16": VITH16,
-    "vitl16-published": PUBLISHED, "vjepa2-vitl16": VITL2, "vjepa2-vitg16": VITG2,
-    "vjepa21-vitg16": VITG21,
-}  # fmt: skip
+def _read(path: Path, known: Mapping[str, Config]) -> dict[str, Config]:
+    """The recipes of a TOML file, each a table; `base` names what it starts from."""
+    try:
+        tables, found = tomllib.loads(path.read_text("utf-8")), dict(known)
+        for name, choices in tables.items():
+            base = found[choices.pop("base")] if "base" in choices else Config()
+            values: Any = {n: tuple(x) if isinstance(x, list) else x for n, x in choices.items()}
+            found[name] = replace(base, **values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        text = f"{path}: no recipes in it ({error}): give TOML as in vidlearn/recipes.toml"
+        raise ConfigError(text) from error
+    return found
+
+
+RECIPES = _read(Path(__file__).with_suffix(".toml"), {})
 
 
 def recipe(name: str) -> Config:
-    """The recipe of this name; an unknown one is an error that lists those there are."""
+    """The recipe of this name, or the last one of a TOML file of yours.
+
+    ConfigError: an unknown name (it lists those there are), a file that is no recipe.
+    """
+    if name.endswith(".toml"):
+        return list(_read(Path(name), RECIPES).values())[-1]
     if name not in RECIPES:
         raise ConfigError(f"no recipe {name!r}; known recipes: {', '.join(RECIPES)}")
     return RECIPES[name]

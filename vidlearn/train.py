@@ -70,7 +70,8 @@ class State:
 
 def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
     """Encoder and predictor, each with and without weight decay (biases and norms: none)."""
-    parts = [list(part.parameters()) for part in (model.encoder, model.predictor)]
+    both = (model.encoder, model.predictor)
+    parts = [[p for p in part.parameters() if p.requires_grad] for part in both]
     kinds = [(decay, part) for decay in (True, False) for part in parts]
     return [{"params": [p for p in part if (p.ndim > 1) == d], "decay": d} for d, part in kinds]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
@@ -24,6 +25,7 @@ from sphinx.util.fileutil import copy_asset_file
 LOG = logging.getLogger(__name__)
 FIELDS = ("value", "unit", "made_by", "machine", "repeats", "spread", "date")
 BOOK = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(BOOK))  # autodoc imports show.py
 RESULT = BOOK.parent / "runs" / "book" / "result.json"
 
 
