@@ -3,7 +3,7 @@
 Input: a path, or a published name whose file is already there; nothing is downloaded. Output: an
 Encoder and a Predictor in the sizes that the tensors' shapes tell. Traded: every name and shape
 must fit, so a file with one layer more is refused. What shapes cannot tell follows from tables of
-what was published, and can be given: heads, frames, side, layout of positions. Chapter 12.
+what was published, and can be given: heads, frames, side, layout of positions. Chapter 10.
 Sources: the releases of facebookresearch/jepa and /vjepa2; VJEPA2Model of transformers.
 """
 
