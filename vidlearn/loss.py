@@ -30,7 +30,7 @@ def latent_l1(
 ) -> Tensor:
     """Mean absolute difference [B] from a normalised target (Bardes et al. 2024, equation 1).
 
-    Published options: |difference|^power / power, and tokens that weigh less by their distance.
+    Published options: `|difference|^power / power`, and tokens that weigh less by their distance.
     """
     off = (prediction_BKD.float() - target_BKD).abs()
     off = off if power == 1 else off**power / power
