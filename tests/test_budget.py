@@ -30,7 +30,9 @@ def test_flops_are_those_worked_out_by_hand():
     context, predictor = embed * 2, 0  # a weight's gradient, but no pixel's: twice
     for kept, guessed in kept_lengths(TINY, 1):
         context += 3 * blocks(2, d, kept)
-        both = blocks(1, p, kept + guessed) + 2 * kept * d * p + 2 * guessed * p * d
+        n_both = kept + guessed  # in the last block only targets ask, and only they go on
+        both = n_both * 6 * p**2 + guessed * (18 * p**2 + 4 * n_both * p)
+        both += 2 * kept * d * p + 2 * guessed * p * d
         predictor += 3 * both
     found = step_cost(replace(TINY, bf16=False))
     assert found["target"] * 1e12 == pytest.approx(target, rel=1e-9)

@@ -10,7 +10,7 @@ import torch
 from vidlearn.errors import ConfigError
 from vidlearn.mask import MASKS, Mask, fair_masks
 from vidlearn.model import SIZES, VJEPA, Encoder, ModelConfig, Predictor, _rotary
-from vidlearn.tokens import rotary_table
+from vidlearn.tokens import TubeletEmbed, rotary_table
 
 SMALL = ModelConfig(size=16, frames=4, patch=4, tubelet=2, width=24, depth=2, heads=2,
                     pred_width=12, pred_depth=1, pred_heads=2)  # fmt: skip
@@ -191,3 +191,27 @@ def test_impossible_dense_models_are_one_clear_error():
     for changes in ({"dense": False}, {"depth": 6}, {"levels": 2}):
         with pytest.raises(ConfigError, match="dense wants a depth in fours"):
             replace(DENSE, **changes)
+
+
+def test_the_last_block_of_the_predictor_asks_for_the_targets_only():
+    """The same numbers as all tokens through all blocks, and the same gradients."""
+    model, mask = small(), fair_masks(MASKS["vjepa"][0], SMALL.grid, [(0, i) for i in range(2)])
+    context = torch.randn(2, mask.context_BK.shape[1], 24)
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        final, n = model.predictor.predictor_blocks[-1], mask.target_BK.shape[1]
+        whole = final.forward
+        if plain:
+            final.forward = lambda x, rotary, _last, run=whole, n=n: run(x, rotary)[:, -n:]
+        z = model.predictor(context, mask.context_BK, mask.target_BK)
+        z.square().sum().backward()
+        found.append([z, *(p.grad for p in model.predictor.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_tubelets_by_one_linear_map_are_the_convolution():
+    embed, x = TubeletEmbed(4, 2, 24), torch.randn(2, 3, 5, 17, 18)
+    plain = embed.proj(x).flatten(2).transpose(1, 2)  # what is left at the sides is cut off
+    torch.testing.assert_close(embed(x), plain, atol=1e-5, rtol=1e-5)

@@ -119,12 +119,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None, last: int = 0) -> Tensor:
+        """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = F.scaled_dot_product_attention(q[:, :, -last:], k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -151,9 +151,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, round(width * mlp_ratio))
 
-    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        x_BND = x_BND + self.attn(self.norm1(x_BND), rotary)
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None, last: int = 0) -> Tensor:
+        """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
+        x_BND = x_BND[:, -last:] + self.attn(self.norm1(x_BND), rotary, last)
         return x_BND + self.mlp(self.norm2(x_BND))
 
 
@@ -182,10 +182,10 @@ def _add_marks(net: nn.Module, width: int) -> None:
         net.register_parameter(name, nn.Parameter(torch.randn(1, 1, width) * 1e-6))
 
 
-def _run(block: nn.Module, x: Tensor, rotary: Rotary | None, cfg: ModelConfig) -> Tensor:
+def _run(block: nn.Module, cfg: ModelConfig, *x: Any) -> Tensor:
     if cfg.recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, rotary, use_reentrant=False)
-    return block(x, rotary)
+        return checkpoint(block, *x, use_reentrant=False)
+    return block(*x)
 
 
 class Encoder(nn.Module):
@@ -231,7 +231,7 @@ class Encoder(nn.Module):
         norms = list(self.norms_block if cfg.dense else [self.norm])[-cfg.levels :]
         levels: list[Tensor] = []
         for number, block in enumerate(self.blocks, 1):
-            x = _run(block, x, rotary, cfg)
+            x = _run(block, cfg, x, rotary)
             if number * cfg.levels % cfg.depth == 0:
                 levels.append(norms[len(levels)](x))
         return levels[0] if cfg.levels == 1 else torch.cat(levels, dim=-1)
@@ -306,8 +306,11 @@ class Predictor(nn.Module):
         rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         x = torch.cat([x, hole], dim=1)
         x = x + _mark(self, image) if cfg.dense else x
-        for block in self.predictor_blocks:
-            x = _run(block, x, rotary, cfg)
+        *blocks, final = self.predictor_blocks
+        for block in blocks:
+            x = _run(block, cfg, x, rotary)
+        # After the last block nobody reads the context, but in a dense model.
+        x = _run(final, cfg, x, rotary, 0 if cfg.dense else n_target)
         targets = self.predictor_proj(self.predictor_norm(x[:, -n_target:]))
         if not cfg.dense:
             return targets

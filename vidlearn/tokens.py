@@ -43,7 +43,12 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """[B, C, T, H, W] -> tokens [B, N, D]."""
-        return self.proj(clip_BCTHW).flatten(2).transpose(1, 2)
+        # Boxes as rows, then one linear map: what the Conv3d computes, and faster on a CPU.
+        x = clip_BCTHW
+        for axis, k in zip((4, 3, 2), reversed(self.proj.kernel_size)):
+            x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def token_grid(frames: int, height: int, width: int, patch: int, tubelet: int) -> Grid:

@@ -84,7 +84,7 @@ def build(config: Config, dist: Dist) -> State:
     if on_gpu and config.compile:  # the fair cut has few lengths, each worth a kernel of its own
         compile_blocks(model, dynamic=config.mask_cut != "fair")
     wrapped = _share(model, config, dist) if dist.world > 1 else model
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=on_gpu or None)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=True)
     return State(config, dist, model, wrapped, optimizer, torch.zeros(2, device=dist.device))
 
 
@@ -185,6 +185,7 @@ def train_step(
     masks = make_masks(c.masks, c.mask_cut, state.model.cfg.grid, cycle=c.mask_cycle, **key)
     masks = [mask.to(dist.device) for mask in masks]
     mark("prepare_ms")
+    state.optimizer.zero_grad()  # before the forward pass, which needs the memory
     loss, per_clip, reg, target = forward_loss(state, batch, masks)
     numbers = {"lr": lr, "weight_decay": decay, "ema": momentum, **update(state, loss, momentum)}
     loss_sum = (per_clip * batch.valid).sum()
@@ -192,9 +193,8 @@ def train_step(
 
 
 def update(state: State, loss: Tensor, momentum: float) -> dict[str, Tensor]:
-    """From a loss to new weights, and a step further; returns the gradients' norms."""
+    """From a loss to new weights, and a step further; returns the norms of its gradients."""
     c, found = state.config, {}
-    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     limit = c.clip_grad if c.clip_grad and state.step >= c.clip_start else float("inf")
     for name in ("encoder", "predictor"):

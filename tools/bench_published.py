@@ -1,0 +1,100 @@
+"""Our training step against the published one, paired in one run: prints JSON.
+
+    .venv/bin/python tools/bench_published.py [tiny small ...] [--pairs 12]
+
+Each side lives in a fresh process with one thread; they get the same weights, clips and masks and
+take turns, one step at a time, in changing order. Time is process CPU time, which a busy machine
+changes least; memory is each process's peak. Neither time holds reading clips or drawing masks.
+The published step is `published_loop.py`. On a CPU its configured bfloat16 does nothing, so small
+is compared with it as it is and with bfloat16 switched on.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from published_loop import PublishedLoop
+from vidlearn import dist, mask, measure, train
+from vidlearn.batch import Batch
+from vidlearn.model import SIZES, VJEPA
+from vidlearn.recipes import Config
+
+RUNS = {  # by size: our side, then the published ones to compare with
+    "tiny": ("ours", "published"),
+    "small": ("ours_bf16", "published", "published_bf16"),
+}
+
+
+def worker(size: str, who: str) -> None:
+    """One side: a step and its CPU seconds for each line that comes; then the peak in MiB."""
+    width, depth, heads, _ = SIZES[size]
+    shape = dict(width=width, depth=depth, heads=heads, pred_heads=heads, size=112)
+    bf16 = who.endswith("_bf16")
+    c = Config(**shape, batch=4, clip_grad=0.0, mask_cut="vjepa1", bf16_cpu=bf16)
+    torch.set_num_threads(1)
+    n, cfg = torch.arange(c.batch), c.model()
+    key: dict[str, Any] = dict(seed=0, indices=n.tolist(), cycle=False)
+    clips = torch.randn(c.batch, 3, c.frames, c.size, c.size)
+    batch = Batch(clips, n, n, n >= 0, [])
+    ours = theirs = None
+    if who.startswith("ours"):
+        ours = train.build(c, dist.init_distributed())
+    else:
+        torch.manual_seed(c.seed)
+        theirs = PublishedLoop(cfg, VJEPA(cfg).state_dict(), bf16=bf16)
+    for i, _ in enumerate(sys.stdin):
+        masks = mask.make_masks(c.masks, c.mask_cut, cfg.grid, step=i, **key)
+        train.normalize, train.make_masks = lambda clips, _: clips, lambda *_a, _m=masks, **_k: _m
+        began = time.process_time()
+        if theirs:
+            theirs.step(clips, masks, (1e-4, 0.04, 0.998))
+        if ours:
+            train.train_step(ours, batch)
+        print(time.process_time() - began, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def compare(size: str, sides: tuple[str, ...], pairs: int) -> dict[str, Any]:
+    """Seconds a step of each side, ratios of the pairs (theirs to ours), peak MiB."""
+    me: list[str] = [sys.executable, __file__, "--worker", size]
+    pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    runs = {x: subprocess.Popen([*me, x], **pipes) for x in sides}
+    seconds: dict[str, list[float]] = {x: [] for x in sides}
+    for i in range(pairs + 2):
+        for side in sides if i % 2 else sides[::-1]:
+            print(file=runs[side].stdin, flush=True)
+            seconds[side].append(float(runs[side].stdout.readline()))
+    peaks = {x: float(run.communicate()[0]) for x, run in runs.items()}
+    times = {x: np.array(s[2:]) for x, s in seconds.items()}  # the first two pay for memory
+    ours = sides[0]
+
+    def quartiles(x: np.ndarray) -> dict[str, float]:
+        return dict(zip(("q25", "median", "q75"), np.percentile(x, (25, 50, 75)).round(3).tolist()))
+
+    result = {x: {**quartiles(s), "peak_mib": round(peaks[x])} for x, s in times.items()}
+    ratios = {x: quartiles(times[x] / times[ours]) for x in sides[1:]}
+    return {"seconds": result, "ratio": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sizes", nargs="*", default=list(RUNS))
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--worker", nargs=2)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(*args.worker)
+    torch.set_num_threads(1)
+    sizes = {x: compare(x, RUNS[x], args.pairs) for x in args.sizes}
+    print(json.dumps({"machine": measure.machine_card(), "pairs": args.pairs, **sizes}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
