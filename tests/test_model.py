@@ -215,3 +215,5 @@ def test_tubelets_by_one_linear_map_are_the_convolution():
     embed, x = TubeletEmbed(4, 2, 24), torch.randn(2, 3, 5, 17, 18)
     plain = embed.proj(x).flatten(2).transpose(1, 2)  # what is left at the sides is cut off
     torch.testing.assert_close(embed(x), plain, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"shape \[2, 5, 3, 17, 18\]: give \[B, 3, T, H, W\]"):
+        embed(x.transpose(1, 2))

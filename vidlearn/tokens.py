@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidlearn.errors import ConfigError
+
 Grid = tuple[int, int, int]  # tokens in time, height and width
 
 
@@ -44,7 +46,9 @@ class TubeletEmbed(nn.Module):
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """[B, C, T, H, W] -> tokens [B, N, D]."""
         # Boxes as rows, then one linear map: what the Conv3d computes, and faster on a CPU.
-        x = clip_BCTHW
+        x, channels = clip_BCTHW, self.proj.in_channels
+        if x.ndim != 5 or x.shape[1] != channels:
+            raise ConfigError(f"a clip of shape {list(x.shape)}: give [B, {channels}, T, H, W]")
         for axis, k in zip((4, 3, 2), reversed(self.proj.kernel_size)):
             x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
