@@ -20,8 +20,19 @@ PACKAGE = ROOT / "vidlearn"
 # A module may import only from those before it.
 ORDER = (
     *("errors", "storage", "decode", "sample", "transform", "datasets", "batch"),
-    *("tokens", "mask", "model", "attentive", "loss", "schedule", "dist", "checkpoint", "recipes"),
-    *("pretrained", "runlog", "budget", "train", "probe", "measure", "cli", "__main__"),
+    *(
+        "tokens",
+        "mask",
+        "transformer",
+        "model",
+        "attentive",
+        "loss",
+        "schedule",
+        "dist",
+        "checkpoint",
+    ),
+    *("checkpoint", "recipes", "pretrained", "runlog", "budget", "train", "probe", "measure", "cli"),
+    "__main__",
 )
 TOTAL_LINES = 3500
 FILE_LINES = 350

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidlearn.model import MLP, Block, init_weights
+from vidlearn.transformer import MLP, Block, init_weights
 
 
 class AttentiveProbe(nn.Module):

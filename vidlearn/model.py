@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidlearn.errors import ConfigError
@@ -30,12 +29,11 @@ from vidlearn.tokens import (
     positions,
     resize_table,
     rotary_table,
-    rotate,
     sincos_table,
     token_grid,
 )
+from vidlearn.transformer import Block, Rotary, init_weights
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [B or 1, 1, N, head width]
 # width, depth, heads and MLP ratio of the published vision transformers
 SIZES: dict[str, tuple[int, int, int, float]] = {
     "micro": (96, 4, 3, 4.0), "tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0),
@@ -108,62 +106,6 @@ class ModelConfig:
     def n_tokens(self) -> int:
         """Tokens of one clip."""
         return math.prod(self.grid)
-
-
-class Attention(nn.Module):
-    """Every token asks every other token; rotary positions turn queries and keys."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x_BND: Tensor, rotary: Rotary | None = None, last: int = 0) -> Tensor:
-        """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
-        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        y = F.scaled_dot_product_attention(q[:, :, -last:], k, v)
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """Two linear maps with a GELU between, on each token alone."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """Attention, then MLP; each reads a normalised copy and adds to the stream."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps)
-        self.mlp = MLP(width, round(width * mlp_ratio))
-
-    def forward(self, x_BND: Tensor, rotary: Rotary | None = None, last: int = 0) -> Tensor:
-        """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
-        x_BND = x_BND[:, -last:] + self.attn(self.norm1(x_BND), rotary, last)
-        return x_BND + self.mlp(self.norm2(x_BND))
-
-
-def init_weights(module: nn.Module) -> None:
-    """The published start: trunc-normal 0.02 weights, zero biases, plain layer norms."""
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-        if not module.weight.is_meta:  # a shape without numbers
-            nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()
