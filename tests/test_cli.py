@@ -118,6 +118,7 @@ def bad(videos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "column.csv").write_text("path,lable\na.mp4,x\n")
     torch.save({"model": {}}, tmp_path / "other.pt")
+    (tmp_path / "x.mp4").touch()
     (tmp_path / "half.pt").write_bytes(b"PK\x03\x04 cut short")
     return {"videos": videos, "tmp": tmp_path}
 
@@ -134,7 +135,7 @@ def bad(videos, tmp_path):
         ("train laptop --data {videos} --out {tmp}/column.csv", "{tmp}/column.csv: File exists"),
         ("data check {tmp}/empty", "{tmp}/empty: no videos in it"),
         ("data manifest {tmp}/nowhere", "{tmp}/nowhere: no such folder"),
-        ("probe {tmp}/other.pt {videos}", "{tmp}/other.pt: a torch file, but not a checkpoint"),
+        ("probe {tmp}/other.pt {videos}", "{tmp}/other.pt: no checkpoint of V-JEPA"),
         ("probe {tmp}/half.pt {videos}", "{tmp}/half.pt: "),
         ("probe {tmp}/nowhere.pt {videos}", "{tmp}/nowhere.pt: "),
         ("import {tmp}/other.pt", "{tmp}/other.pt: no checkpoint of V-JEPA, with encoder, "),
@@ -144,7 +145,12 @@ def bad(videos, tmp_path):
             "weights/vjepa2-vitl.pt is not there. Fetch it:",
         ),
         ("bench step nope", "no recipe 'nope'; known recipes: laptop, "),
-        ("train", "no recipe ''; known recipes: laptop, "),
+        ("train {tmp}/column.csv.toml", "{tmp}/column.csv.toml: No such file"),
+        ("train laptop --data {tmp}/x.mp4", "x.mp4: is a single video. Give"),
+        ("train laptop --steps 0", "--steps 0: give 1 or more"),
+        ("train laptop --lr -1", "--lr -1.0: give 0 or more"),
+        ("train laptop --data {videos} --backend foo", "there is no backend 'foo'"),
+        ("plan vitl16 --gpus 7", "--gpus 7: a batch of 3072 needs one of its divisors"),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(bad, capsys, words, message):

@@ -19,20 +19,9 @@ from notebooks import ROOT
 PACKAGE = ROOT / "vidlearn"
 # A module may import only from those before it.
 ORDER = (
-    *("errors", "storage", "decode", "sample", "transform", "datasets", "batch"),
-    *(
-        "tokens",
-        "mask",
-        "transformer",
-        "model",
-        "attentive",
-        "loss",
-        "schedule",
-        "dist",
-        "checkpoint",
-    ),
-    *("checkpoint", "recipes", "pretrained", "runlog", "budget", "train", "probe", "measure", "cli"),
-    "__main__",
+    *("errors", "storage", "decode", "sample", "transform", "datasets", "batch", "tokens", "mask"),
+    *("transformer", "model", "attentive", "loss", "schedule", "dist", "checkpoint", "recipes"),
+    *("pretrained", "runlog", "budget", "train", "probe", "measure", "cli", "__main__"),
 )
 TOTAL_LINES = 3500
 FILE_LINES = 350

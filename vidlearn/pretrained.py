@@ -124,11 +124,11 @@ def _find(source: str | Path) -> Path:
         if not path.exists():
             fetch = f"curl -fL --create-dirs -o {path} {url}"
             raise ConfigError(f"{path} is not there. Fetch it: {fetch}")
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir():  # runs have a config.json of their own
         newest = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path)
-        if newest is None:
+        if newest is None and not (path / "config.json").exists():
             raise ConfigError(f"{path}: neither a run nor a Hugging Face model with a config.json")
-        return newest
+        return newest or path
     return path
 
 
