@@ -23,7 +23,7 @@ book: setup ## train a small V-JEPA in two processes, probe it, build the book a
 test: setup ## all tests: package, notebooks (strict), planted errors, prose, pages in a browser
 	@OMP_NUM_THREADS=1 $(pytest) $(nbval) tests book/*.ipynb
 
-gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/assets/gpu/record.json
+gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/_static/records/gpu.json
 	@$(python) tools/gpu_record.py
 
 lab: setup ## open the notebooks in JupyterLab

@@ -217,3 +217,14 @@ def test_tubelets_by_one_linear_map_are_the_convolution():
     torch.testing.assert_close(embed(x), plain, atol=1e-5, rtol=1e-5)
     with pytest.raises(ConfigError, match=r"shape \[2, 5, 3, 17, 18\]: give \[B, 3, T, H, W\]"):
         embed(x.transpose(1, 2))
+
+
+def test_rotary_positions_stay_exact_in_half_precision():
+    """A cosine in bfloat16 would have three digits."""
+    cfg, keep = replace(SMALL, pos="rope2"), torch.tensor([[15]])
+    exact = _rotary(cfg, (2, 4, 4), keep, 12, torch.zeros(1, 1, 24))
+    half = _rotary(cfg, (2, 4, 4), keep, 12, torch.zeros(1, 1, 24, dtype=torch.bfloat16))
+    assert all(torch.equal(a, b) for a, b in zip(exact, half))
+    model, x = small("rope2"), torch.randn(2, 3, 4, 16, 16)
+    y = model.encoder(x)
+    assert (model.encoder.bfloat16()(x.bfloat16()) - y).norm() < 0.03 * y.norm()

@@ -198,7 +198,8 @@ def _rotary(
         span = torch.tensor([1, *(15 / max(1, n - 1) for n in grid[1:])], dtype=torch.float64)
         place = place * span.to(like.device)
     place = place[None] if keep_BK is None else place[keep_BK]
-    cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=like.dtype)
+    exact = torch.promote_types(like.dtype, torch.float32)  # bfloat16 would blur the positions
+    cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=exact)
     return cos[:, None], sin[:, None]
 
 

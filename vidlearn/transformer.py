@@ -25,7 +25,7 @@ class Attention(nn.Module):
         """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
         q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            q, k = (rotate(x, *rotary).to(v.dtype) for x in (q, k))
         y = F.scaled_dot_product_attention(q[:, :, -last:], k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 
