@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -192,7 +194,16 @@ def test_gradients_are_clipped_from_the_step_on_that_is_asked_for(data):
     assert norms[0] == pytest.approx(1e-6, rel=0.01) and norms[1] > 1e-4
 
 
-@pytest.mark.parametrize("option", ["recompute", "bf16_cpu", "compile"])
+headers = Path(sysconfig.get_path("include"), "Python.h")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") and headers.exists()),
+    reason="torch.compile on a CPU needs g++ and Python's headers",
+)
+
+
+@pytest.mark.parametrize(
+    "option", ["recompute", "bf16_cpu", pytest.param("compile", marks=needs_compiler)]
+)
 def test_other_ways_to_compute_a_step(data, option):
     """Blocks computed twice or compiled: the same gradients; half precision: nearly."""
     found, off = [], {"recompute": 0, "bf16_cpu": 0.05, "compile": 1e-5}[option]
@@ -210,6 +221,22 @@ def test_other_ways_to_compute_a_step(data, option):
     for x, y in zip(ours, theirs, strict=True):
         assert torch.equal(x, y) if not off else (x - y).norm() <= off * x.norm() + 1e-8
     assert off == 0 or any(not torch.equal(x, y) for x, y in zip(ours, theirs))
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("cut", ["fair", "vjepa1"])
+def test_blocks_are_compiled_once(data, cut):
+    """The fair cut has the same lengths at every step; where they vary, the kernels allow it."""
+    config = dataclasses.replace(TINY, masks="vjepa", mask_cycle=False, mask_cut=cut)
+    batches = load(config, open_data(data), init_distributed())
+    state, graphs = build(config, init_distributed()), []
+    torch._dynamo.reset()
+    compile_blocks(state.model, dynamic=cut != "fair")
+    for _ in range(4):
+        train_step(state, next(batches))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and len(set(graphs)) == 1, graphs
 
 
 @pytest.mark.parametrize("how", ["signal", "file"])
