@@ -23,6 +23,9 @@ from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import RECIPES, Config, recipe
 
 BUILT_IN = Path("data/synth")
+Which = Annotated[
+    Literal["target", "context"], arg(help="the slow average, as published, or the trained one.")
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def train(run: Run) -> None:
 
 def probe(
     checkpoint: Positional[Path], data: Positional[Path], json: Path | None = None,
-    encoder: Literal["target", "context"] = "target", seed: int = 0, clips: int = 1,
+    encoder: Which = "target", seed: int = 0, clips: int = 1,
 ) -> None:  # fmt: skip
     """Probe a frozen encoder, beside a random one and pixels.
 
@@ -85,7 +88,6 @@ def probe(
         checkpoint: a checkpoint, an exported encoder, or the folder of a run.
         data: folder of class folders, or manifest.
         json: write the numbers here as well.
-        encoder: the slow average, as published, or the one that is trained.
         seed: of the random encoder, and of the split where the data has none.
         clips: read so many of each video as one, evenly spread.
     """
@@ -94,24 +96,21 @@ def probe(
     from vidlearn.probe import report, show
 
     device = init_distributed().device
-    how: dict[str, Any] = {"which": encoder, "seed": seed, "device": device, "clips": clips}
-    result = report(checkpoint, open_data(data), **how)
+    result = report(checkpoint, open_data(data), encoder, seed, device, clips)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
 
 
 def import_weights(
-    source: Positional[str], out: Path = Path("encoder.safetensors"),
-    encoder: Literal["target", "context"] = "target", frames: int | None = None,
-    size: int | None = None,
+    source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
+    frames: int | None = None, size: int | None = None,
 ) -> None:  # fmt: skip
     """Write the encoder of a published file as one that `vidlearn probe` reads.
 
     Args:
         source: path or name of published weights, a Hugging Face folder, or a run.
         out: file to write.
-        encoder: the slow average, as published, or the one that is trained.
         frames: frames of the clips to probe, where positions allow others.
         size: side of the clips, in the same way.
     """
@@ -126,15 +125,12 @@ def import_weights(
     print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
-def export(
-    source: Positional[str], out: Path, encoder: Literal["target", "context"] = "target"
-) -> None:
+def export(source: Positional[str], out: Path, encoder: Which = "target") -> None:
     """Write a V-JEPA 2 as a folder that transformers' VJEPA2Model reads.
 
     Args:
         source: a run's folder, a checkpoint, or path or name of published weights.
         out: folder to write.
-        encoder: the slow average, as published, or the one that is trained.
     """
     from vidlearn.pretrained import export_hf, load_pretrained
 
