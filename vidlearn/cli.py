@@ -1,9 +1,9 @@
 """The command `vidlearn`: train, probe, data, bench and doctor, each a thin call.
 
-Input: words on the command line. Output: text, files, and an exit status: 0 done, 1 `doctor` or
-`data check` found something, 2 an error that the reader can mend, told in one line. A traceback
-is a bug. Traded: heavy modules are imported inside the commands, so that help answers at once.
-Under torchrun and srun only rank 0 talks, but for errors. Used in all chapters.
+Input: words. Output: text, files, and an exit status: 0 done, 1 `doctor` or `data check` found
+something, 2 an error that the reader can mend, told in one line. A traceback is a bug. Traded:
+heavy modules are imported inside the commands, so that help answers at once. Of several ranks
+only 0 talks, but for errors. Used in all chapters.
 """
 
 import os
@@ -174,29 +174,22 @@ def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> 
     return int(bad > 0)
 
 
-def bench(run: Run, what: str) -> None:
+def bench(run: Run, what: str) -> dict[str, Any]:
     """Time the loader of a recipe alone ("load"), or the parts of its training step ("step")."""
     from vidlearn import measure
     from vidlearn.datasets import open_data
 
     function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
     found = function(run.config, open_data(run.data or _make(BUILT_IN)))
-    text = dumps({"recipe": run.recipe, **measure.machine_card(), **found}, indent=1)
-    print(text)
-    if run.out:
-        run.out.write_text(text + "\n")
+    return {"recipe": run.recipe, **measure.machine_card(), **found}
 
 
-def plan(run: Plan) -> None:
+def plan(run: Plan) -> dict[str, Any]:
     """Predict a run's FLOPs, memory, GPU-hours and price."""
     from vidlearn import budget
 
     names = ("gpu", "mfu", "usd", "clips_per_s")
-    how: dict[str, Any] = {name: getattr(run, name) for name in names}
-    text = dumps(budget.plan(run.config, run.gpus, **how), indent=1)
-    print(text)
-    if run.out:
-        run.out.write_text(text + "\n")
+    return budget.plan(run.config, run.gpus, **{name: getattr(run, name) for name in names})
 
 
 def doctor() -> int:
@@ -208,7 +201,7 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given what, does what
+COMMANDS: dict[str, tuple[Callable[..., Any], str, str]] = {  # given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
     "import": (import_weights, "SOURCE", "write the encoder of a published file, for probe"),
@@ -244,7 +237,13 @@ def _run(words: list[str], talks: bool) -> int | None:
     kind = Plan if name == "plan" else Run
     default = kind(chosen, recipe(chosen))
     about = f"{told}\n\n{chosen}: {default.config.about}"
-    return command(tyro.cli(kind, default=default, description=about, **how))
+    run = tyro.cli(kind, default=default, description=about, **how)
+    if numbers := command(run):
+        text = dumps(numbers, indent=1)
+        print(text)
+        if run.out:
+            run.out.write_text(text + "\n")
+    return 0
 
 
 def main(words: list[str] | None = None) -> None:
