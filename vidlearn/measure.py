@@ -221,17 +221,15 @@ def doctor() -> list[Check]:
         Check("Python", True, platform.python_version(), ""),  # pip accepts no other than ours
         *(Check(x, x in have, have.get(x, "missing"), "pip install vidlearn") for x in need),
         Check("one decord", len(kinds) == 1, ", ".join(kinds) or "none", one),
-    ]
-    for name, why in backends().items():  # TorchCodec is a choice: it wants FFmpeg on the system
-        ok = not why or (None if name == "torchcodec" else False)
-        checks.append(Check(f"decoder {name}", ok, why or "loads", "--backend pyav needs no other"))
-    checks += [
         _gpu(),
         Check("cores", n > 1, f"{n} of {os.cpu_count()}", "ask for more, or give --workers 0"),
         Check("OMP_NUM_THREADS", omp_ok, omp, f"unset it, or set it to 1 up to {n}"),
         Check("open files", files >= 1024, files, "ulimit -n 4096"),
         _launcher(),
     ]
+    for name, why in backends().items():  # TorchCodec is a choice: it wants FFmpeg on the system
+        ok = not why or (None if name == "torchcodec" else False)
+        checks.append(Check(f"decoder {name}", ok, why or "loads", "--backend pyav needs no other"))
     for name, place, least, remedy in (
         ("disk", ".", 2, "free some, or work elsewhere"),
         ("temporary files", tempfile.gettempdir(), 2, "free some, or set TMPDIR"),
