@@ -56,12 +56,11 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for people, to `train.log` and the terminal."""
-        if not self.active:
-            return
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
-        with open(self.out / "train.log", "a") as f:
-            f.write(line + "\n")
-        print(line, file=sys.stderr, flush=True)  # a live bar lets it pass above itself
+        if self.active:
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
+            with open(self.out / "train.log", "a") as f:
+                f.write(line + "\n")
+            print(line, file=sys.stderr, flush=True)  # a live bar lets it pass above itself
 
     def write(self, metrics: dict[str, float], *, bad: int) -> None:
         """The numbers of a step; `bad` is how many videos could not be read so far."""
