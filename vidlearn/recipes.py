@@ -167,10 +167,7 @@ RECIPES = _read(Path(__file__).with_suffix(".toml"), {})
 
 
 def recipe(name: str) -> Config:
-    """The recipe of this name, or the last one of a TOML file of yours.
-
-    ConfigError: an unknown name (it lists those there are), a file that is no recipe.
-    """
+    """The recipe of this name, or the last one of a TOML file of yours; ConfigError: neither."""
     if name.endswith(".toml"):
         return list(_read(Path(name), RECIPES).values())[-1]
     if name not in RECIPES:
