@@ -25,8 +25,6 @@ from vidlearn.errors import ConfigError, VideoError
 
 AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
-# Each change of pixel format would start threads, one for each core.
-ONE_THREAD: Any = {"threads": 1}
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
 RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "mpeg2video", "ffv1", "prores"}
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
@@ -95,7 +93,8 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
 
 def upright(frame: Any) -> np.ndarray:
     """A PyAV frame as RGB uint8 [H, W, 3], turned and mirrored as a player shows it."""
-    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24", **ONE_THREAD)
+    # A change of pixel format would start a thread for each core.
+    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24", threads=1)
     if b:
         image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -269,7 +268,7 @@ def encode(
             context.thread_count, context.time_base = 1, unit
             for time_s, image_HWC in zip(times_s, chain([first], frames)):
                 frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", **ONE_THREAD)
+                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
                 frame.pts, frame.time_base = round(time_s / unit), unit
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
