@@ -45,9 +45,8 @@ def test_equals_the_published_arithmetic_within_one_grey_level(
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("antialias", [True, False])
-def test_all_frames_get_the_same_box_and_flip(train: bool, antialias: bool) -> None:
-    transform = ClipTransform(size=16, train=train, antialias=antialias)
+def test_all_frames_get_the_same_box_and_flip(train: bool) -> None:
+    transform = ClipTransform(size=16, train=train)
     for seed in range(6):
         clip = clip_of(seed=seed)
         whole = transform(clip, np.random.default_rng(seed))
@@ -94,14 +93,10 @@ def test_evaluation_draws_nothing_and_keeps_the_middle() -> None:
     assert torch.equal(whole, noise[:, :, 20:40].permute(3, 0, 1, 2))
 
 
-def test_without_antialias_a_reduction_skips_pixels() -> None:
+def test_a_reduction_skips_pixels_as_the_published_one_does() -> None:
     clip = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    clip[:, :, ::8] = 255  # every eighth column is white: one eighth of 255 is 32
-    rng = np.random.default_rng(0)
-    smooth = ClipTransform(size=8, train=False, antialias=True)(clip, rng)
-    sharp = ClipTransform(size=8, train=False)(clip, rng)
-    assert (smooth.float().mean() - 32).abs() < 6
-    assert (sharp == 0).all()
+    clip[:, :, ::8] = 255  # every eighth column is white, and the samples lie between
+    assert (ClipTransform(size=8, train=False)(clip, np.random.default_rng(0)) == 0).all()
 
 
 def test_normalize_imagenet() -> None:

@@ -1,9 +1,8 @@
 """From a manifest to batches on the device, fed by worker processes (chapters 1 and 2).
 
 Input: a manifest, which frames make a clip, a transform. Output: Batch, uint8 clips and labels.
-Every random number follows from (seed, epoch, sample): N processes see what one would, and a
-resumed run goes on in the middle of an epoch. Traded: a video that cannot be read leaves a hole
-(`valid` False, zeros), so that no rank waits for another; it is named and never replaced.
+All randomness follows from (seed, epoch, sample): N processes see what one would, also resumed.
+Traded: a video that cannot be read leaves a named hole (`valid` False, zeros); no rank waits.
 """
 
 import atexit
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vidlearn.datasets import Manifest, Row
 from vidlearn.decode import check_backend, frames_at
@@ -95,10 +94,9 @@ class ClipDataset(Dataset):
 
 
 def _collate(samples: list[dict[str, Any]]) -> Batch:
-    names, clips = ("label", "index", "valid"), torch.stack([s["clip"] for s in samples])
-    labels, indices, valid = (torch.tensor([s[name] for s in samples]) for name in names)
+    all_of = default_collate(samples)
     bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
-    return Batch(clips, labels, indices, valid, bad)
+    return Batch(all_of["clip"], all_of["label"], all_of["index"], all_of["valid"], bad)
 
 
 @dataclass(eq=False)

@@ -1,8 +1,7 @@
 """Save a run so that it can go on, and the encoder so that others can use it (chapter 11).
 
-Input: tensors and plain values. Output: files that are whole or not there at all. Traded: a
-save needs room for one file more, since it is written beside the old ones and renamed when it
-is on the disk; and a checkpoint holds no objects, so that loading one runs no code.
+Input: tensors and plain values. Output: files that are whole or not there at all. Traded: a save
+needs room for one file more, and a checkpoint holds no objects, so that loading one runs no code.
 """
 
 import json
@@ -22,10 +21,8 @@ from torch import Tensor, nn
 from vidlearn.errors import ConfigError, VidlearnError
 
 
-def save(
-    folder: str | Path, step: int, state: dict[str, Any], *, keep: int = 2, keep_every: int = 0
-) -> Path:
-    """Write `folder`/step-00000120.pt from one rank; keep the newest and each keep_every-th step.
+def save(folder: str | Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `folder`/step-00000120.pt from one rank, and `keep` the newest.
 
     The state is of tensors, numbers and text: `load` refuses other objects. VidlearnError: the
     disk is full or the folder read-only; older checkpoints are untouched.
@@ -33,8 +30,7 @@ def save(
     path = Path(folder) / f"step-{step:08d}.pt"
     write(path, lambda f: torch.save({"vidlearn": state}, f))
     for old in [p for p in _saved(path.parent) if p != path][::-1][keep - 1 :]:
-        if not keep_every or int(old.stem[5:]) % keep_every:
-            old.unlink()
+        old.unlink()
     return path
 
 
@@ -47,13 +43,13 @@ def latest(folder: str | Path) -> Path | None:
     return None
 
 
-def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load(path: str | Path) -> dict[str, Any]:
     """The state that `save` wrote; ConfigError for a file that is missing, damaged or foreign."""
     try:
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {bad}")
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: no whole checkpoint ({error}). Take another one") from error
     except (RuntimeError, pickle.UnpicklingError) as error:

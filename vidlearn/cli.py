@@ -1,9 +1,9 @@
 """The command `vidlearn`: train, probe, data, bench and doctor, each a thin call.
 
-Input: words on the command line. Output: text, files, and an exit status: 0 done, 1 `doctor` or
-`data check` found something, 2 an error that the reader can mend, told in one line. A traceback
-is a bug. Traded: heavy modules are imported inside the commands, so that help answers at once.
-Under torchrun and srun only rank 0 talks, but for errors. Used in all chapters.
+Input: words. Output: text, files, and an exit status: 0 done, 1 `doctor` or `data check` found
+something, 2 an error that the reader can mend, told in one line. A traceback is a bug. Traded:
+heavy modules are imported inside the commands, so that help answers at once. Of several ranks
+only 0 talks, but for errors. Used in all chapters.
 """
 
 import os
@@ -23,6 +23,9 @@ from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import RECIPES, Config, recipe
 
 BUILT_IN = Path("data/synth")
+Which = Annotated[
+    Literal["target", "context"], arg(help="the slow average, as published, or the trained one.")
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def train(run: Run) -> None:
 
 def probe(
     checkpoint: Positional[Path], data: Positional[Path], json: Path | None = None,
-    encoder: Literal["target", "context"] = "target", seed: int = 0, clips: int = 1,
+    encoder: Which = "target", seed: int = 0, clips: int = 1,
 ) -> None:  # fmt: skip
     """Probe a frozen encoder, beside a random one and pixels.
 
@@ -85,7 +88,6 @@ def probe(
         checkpoint: a checkpoint, an exported encoder, or the folder of a run.
         data: folder of class folders, or manifest.
         json: write the numbers here as well.
-        encoder: the slow average, as published, or the one that is trained.
         seed: of the random encoder, and of the split where the data has none.
         clips: read so many of each video as one, evenly spread.
     """
@@ -94,24 +96,21 @@ def probe(
     from vidlearn.probe import report, show
 
     device = init_distributed().device
-    how: dict[str, Any] = {"which": encoder, "seed": seed, "device": device, "clips": clips}
-    result = report(checkpoint, open_data(data), **how)
+    result = report(checkpoint, open_data(data), encoder, seed, device, clips)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
 
 
 def import_weights(
-    source: Positional[str], out: Path = Path("encoder.safetensors"),
-    encoder: Literal["target", "context"] = "target", frames: int | None = None,
-    size: int | None = None,
+    source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
+    frames: int | None = None, size: int | None = None,
 ) -> None:  # fmt: skip
     """Write the encoder of a published file as one that `vidlearn probe` reads.
 
     Args:
         source: path or name of published weights, a Hugging Face folder, or a run.
         out: file to write.
-        encoder: the slow average, as published, or the one that is trained.
         frames: frames of the clips to probe, where positions allow others.
         size: side of the clips, in the same way.
     """
@@ -126,15 +125,12 @@ def import_weights(
     print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
-def export(
-    source: Positional[str], out: Path, encoder: Literal["target", "context"] = "target"
-) -> None:
+def export(source: Positional[str], out: Path, encoder: Which = "target") -> None:
     """Write a V-JEPA 2 as a folder that transformers' VJEPA2Model reads.
 
     Args:
         source: a run's folder, a checkpoint, or path or name of published weights.
         out: folder to write.
-        encoder: the slow average, as published, or the one that is trained.
     """
     from vidlearn.pretrained import export_hf, load_pretrained
 
@@ -178,29 +174,22 @@ def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> 
     return int(bad > 0)
 
 
-def bench(run: Run, what: str) -> None:
+def bench(run: Run, what: str) -> dict[str, Any]:
     """Time the loader of a recipe alone ("load"), or the parts of its training step ("step")."""
     from vidlearn import measure
     from vidlearn.datasets import open_data
 
     function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
     found = function(run.config, open_data(run.data or _make(BUILT_IN)))
-    text = dumps({"recipe": run.recipe, **measure.machine_card(), **found}, indent=1)
-    print(text)
-    if run.out:
-        run.out.write_text(text + "\n")
+    return {"recipe": run.recipe, **measure.machine_card(), **found}
 
 
-def plan(run: Plan) -> None:
+def plan(run: Plan) -> dict[str, Any]:
     """Predict a run's FLOPs, memory, GPU-hours and price."""
     from vidlearn import budget
 
     names = ("gpu", "mfu", "usd", "clips_per_s")
-    how: dict[str, Any] = {name: getattr(run, name) for name in names}
-    text = dumps(budget.plan(run.config, run.gpus, **how), indent=1)
-    print(text)
-    if run.out:
-        run.out.write_text(text + "\n")
+    return budget.plan(run.config, run.gpus, **{name: getattr(run, name) for name in names})
 
 
 def doctor() -> int:
@@ -212,7 +201,7 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-COMMANDS: dict[str, tuple[Callable[..., int | None], str, str]] = {  # given what, does what
+COMMANDS: dict[str, tuple[Callable[..., Any], str, str]] = {  # given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
     "import": (import_weights, "SOURCE", "write the encoder of a published file, for probe"),
@@ -248,7 +237,13 @@ def _run(words: list[str], talks: bool) -> int | None:
     kind = Plan if name == "plan" else Run
     default = kind(chosen, recipe(chosen))
     about = f"{told}\n\n{chosen}: {default.config.about}"
-    return command(tyro.cli(kind, default=default, description=about, **how))
+    run = tyro.cli(kind, default=default, description=about, **how)
+    if numbers := command(run):
+        text = dumps(numbers, indent=1)
+        print(text)
+        if run.out:
+            run.out.write_text(text + "\n")
+    return 0
 
 
 def main(words: list[str] | None = None) -> None:

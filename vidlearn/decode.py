@@ -1,14 +1,11 @@
 """Frames by number or by second -> uint8 [T, H, W, 3]: decord, PyAV or TorchCodec in one call.
 
-Never a wrong frame in silence. decord returns wrong frames after a seek in several kinds of
-file, and neither it nor TorchCodec tells a damaged picture from a good one. So they read only
-files whose `FrameTable` is `seekable`, and only groups of pictures that PyAV has once decoded
-without an error; PyAV reads the rest, whatever backend was asked for (`FrameTable.why` is the
-reason). Traded: the first look at a group costs a second decode, unless PyAV is the backend.
-A reader lives for one call and has one thread: no reader may cross a fork, and workers share
-the cores. Taught in chapter 4.
-
-Axes: T frames, H height, W width, C channels. A row is a frame's number in its FrameTable.
+Never a wrong frame in silence: decord returns wrong frames after a seek in some kinds of file, and
+neither it nor TorchCodec tells a damaged picture from a good one. So they read only `seekable`
+files, and groups of pictures that PyAV has once decoded without an error; PyAV reads the rest,
+whatever was asked for (`FrameTable.why`). Traded: the first look at a group costs a second decode.
+A reader lives for one call, since none may cross a fork, and has one thread. Chapter 4.
+A row is a frame's number in its FrameTable.
 """
 
 from collections.abc import Callable, Iterable
@@ -57,14 +54,9 @@ def frames_at(
 ) -> Tensor:  # fmt: skip
     """Decode chosen frames, upright and in the order asked for: uint8 [T, H, W, 3].
 
-    Args:
-        indices: frame numbers from 0, in any order, also repeated.
-        seconds: or times after the first frame, of which the nearest frame is taken.
-        size: short side: resized after decoding, by one antialiased bilinear filter.
-        backend: "decord", "torchcodec", or "pyav", which checks as it reads.
-        table: the file's table, if it is at hand.
-
-    VideoError: there is no such frame, or it is damaged or depends on a damaged one.
+    `indices` count from 0, in any order, also repeated; or the nearest frame to each of `seconds`
+    after the first. `size`: short side, by an antialiased bilinear filter. The `backend` "pyav"
+    checks as it reads. VideoError: there is no such frame, or it depends on a damaged one.
     ConfigError: the backend is unknown or does not load, or `indices` are not integers.
     """
     check_backend(backend)
@@ -107,10 +99,9 @@ def _resize(image_HWC: Tensor, short_side: int | None) -> Tensor:
 def _sound(table: FrameTable, start: int) -> bool:
     """Does PyAV decode every frame of the group that begins at this row without an error?"""
     try:
-        _pyav(table, np.flatnonzero(table.start == start), bool)
+        return bool(_pyav(table, np.flatnonzero(table.start == start), bool))
     except VideoError:
         return False
-    return True
 
 
 def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> list[Any]:
@@ -191,8 +182,7 @@ def _torchcodec(table: FrameTable, rows: np.ndarray) -> Tensor | None:
 
     try:
         decoder = VideoDecoder(table.path, dimension_order="NHWC", num_ffmpeg_threads=1)
-        if len(decoder) != table.n_frames:
-            return None
-        return decoder.get_frames_at(rows.tolist()).data
+        alike = len(decoder) == table.n_frames
+        return decoder.get_frames_at(rows.tolist()).data if alike else None
     except (RuntimeError, ValueError):
         return None

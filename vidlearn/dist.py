@@ -42,23 +42,21 @@ class Dist:
         return tensor
 
 
-def init_distributed(
-    backend: str | None = None, *, timeout_s: float = 600, device: str | None = None
-) -> Dist:
-    """Find this process's place and join the others.
+def init_distributed(*, timeout_s: float = 600) -> Dist:
+    """Find this process's place and join the others, by nccl on GPUs, else by gloo.
 
-    The backend follows from the device, the device from VIDLEARN_DEVICE or from whether there is
-    a GPU; timeout_s is the longest wait for a rank that does not come, or hangs. ConfigError: an
-    environment half set, a rank without GPU. VidlearnError: the ranks did not meet, port in use.
+    VIDLEARN_DEVICE chooses the device, else whether there is a GPU; timeout_s is the longest wait
+    for a rank that does not come, or hangs. ConfigError: an environment half set, a rank without
+    GPU. VidlearnError: the ranks did not meet, port in use.
     """
     launcher, rank, world, local_rank, where = find_place()
-    place = _device(device or os.environ.get("VIDLEARN_DEVICE", ""), local_rank)
+    place = _device(os.environ.get("VIDLEARN_DEVICE", ""), local_rank)
     me = Dist(rank, world, local_rank, place, launcher)
     if world == 1 or td.is_initialized():
         return me
     method = "env://" if launcher == "torchrun" else f"tcp://{where}"
-    backend = backend or ("nccl" if place.type == "cuda" else "gloo")
-    limit, own = timedelta(seconds=timeout_s), place if backend == "nccl" else None
+    backend, own = ("nccl", place) if place.type == "cuda" else ("gloo", None)
+    limit = timedelta(seconds=timeout_s)
     try:
         td.init_process_group(backend, method, limit, world, rank, device_id=own)
     except td.DistError as error:

@@ -1,14 +1,15 @@
 """How long does it take, on what machine, and is the machine in order?
 
-Input: functions, recipes, the computer itself. Output: a machine card, timings with their spread,
-the parts of a training step, the checks of `vidlearn doctor`. Traded: the step is timed inside
-the real `train_step` by PyTorch's hooks, on CUDA by events, so that nothing waits for the GPU;
-what happens between two hooks counts for the first. Taught in chapters 1 and 2.
+Input: functions, recipes, the computer itself. Output: timings, the parts of a training step, the
+checks of `vidlearn doctor`. Traded: the step is timed inside the real `train_step` by PyTorch's
+hooks, on CUDA by events, so that nothing waits for the GPU; what happens between two hooks counts
+for the first. Taught in chapters 1 and 2.
 """
 
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -66,12 +67,11 @@ def cores() -> int:
 def machine_card() -> dict[str, Any]:
     """What a timing must be read with."""
     info = Path("/proc/cpuinfo")  # of Linux; elsewhere Python knows at least the kind
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    name = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": (names or [platform.machine()])[0], "cores": cores(),
+        "cpu": name[1] if name else platform.machine(), "cores": cores(),
         "memory_gib": round(memory_bytes / 2**30, 1), "gpu": ", ".join(gpus) or "none",
         "os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -111,10 +111,11 @@ class _Laps:
             output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
 
         model, optimizer = state.model, state.optimizer
-        model.target_encoder.register_forward_pre_hook(partial(self.mark, "target_ms"))
-        for part in (model.encoder.patch_embed, model.encoder.blocks[0]):
-            part.register_forward_pre_hook(partial(self.mark, "context_ms"))
-        model.predictor.register_forward_pre_hook(partial(self.mark, "predictor_ms"))
+        for part, name in (
+            (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
+            (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
+        ):  # fmt: skip
+            part.register_forward_pre_hook(partial(self.mark, name))
         model.predictor.register_forward_hook(predicted)
         optimizer.register_step_pre_hook(partial(self.mark, "optimiser_ms"))
         optimizer.register_step_post_hook(partial(self.mark, "ema_ms"))
@@ -130,12 +131,11 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
 
 
 def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:
-    """Where a training step's time goes, and how much of the device it uses.
+    """Where a training step's time goes: medians over `steps`, in ms a step, by part, in turn.
 
-    Medians over `steps`, in ms a step, in turn: load_wait (for the loader), prepare (rates,
-    normalisation), masks, target, context, predictor, loss, backward (with clipping), optimiser,
-    ema, logging (once every log_every steps); step is all but the wait, spread the distance of its
-    quartiles. mfu: the share of the device's peak, None where that is not known.
+    load_wait (for the loader), prepare (rates, normalisation), masks, target, context, predictor,
+    loss, backward (with clipping), optimiser, ema, logging (once every log_every steps); step is
+    all but the wait, spread the distance of its quartiles; mfu the share of the peak, or None.
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
@@ -155,25 +155,21 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     parts = {name: median(row[name] for row in rows) for name in rows[0]}
     totals = [sum(row.values()) - row["load_wait_ms"] for row in rows]
     low, middle, high = np.percentile(totals, (25, 50, 75)).tolist()
-    on_gpu, clips = me.device.type == "cuda", config.batch // me.world
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes()
-    gpu = torch.cuda.get_device_name(me.device) if on_gpu else ""
-    found, rate = budget.step_cost(config, clips), 1e3 / middle
-    most = budget.peak_tflops(gpu)
+    if me.device.type == "cuda":
+        memory, gpu = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name(me.device)
+    else:  # the most that this process ever held; macOS counts in bytes, Linux in KiB
+        unit, gpu = 1 if sys.platform == "darwin" else 1024, ""
+        memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tflop, rate = budget.step_cost(config, config.batch // me.world)["tflop"], 1e3 / middle
+    peak = budget.peak_tflops(gpu)
     return {
         "device": str(me.device), "processes": me.world, "workers": config.workers,
         "batch": config.batch, "steps": steps, "step_ms": middle, "spread_ms": high - low,
-        "clips_per_s": config.batch * rate, "peak_memory_gib": peak / 2**30,
+        "clips_per_s": config.batch * rate, "peak_memory_gib": memory / 2**30,
         "tokens_per_s": config.batch * rate * state.model.cfg.n_tokens,
-        "tflop_per_step": found["tflop"] * me.world, "tflops": found["tflop"] * rate,
-        "mfu": most and found["tflop"] * rate / most, **parts,
+        "tflop_per_step": tflop * me.world, "tflops": tflop * rate,
+        "mfu": peak and tflop * rate / peak, **parts,
     }  # fmt: skip
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process ever held; macOS counts in bytes, Linux in KiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)
@@ -196,8 +192,7 @@ def _gpu() -> Check:
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except OSError:
-        remedy = "runs on the CPU, which the course is made for"
-        return Check("GPU", None, "no NVIDIA driver", remedy)
+        return Check("GPU", None, "no NVIDIA driver", "the course is made for the CPU")
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     found = f"driver for CUDA {driver}, torch for {torch.version.cuda or 'CPU'}"
     remedy = "install torch for this driver's CUDA, or look at CUDA_VISIBLE_DEVICES"
@@ -222,22 +217,19 @@ def doctor() -> list[Check]:
     n, files = cores(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     omp = os.environ.get("OMP_NUM_THREADS", "unset")
     omp_ok = omp == "unset" or (omp.isdigit() and 1 <= int(omp) <= n)
-    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
     checks = [
-        Check("Python", good, platform.python_version(), "use Python 3.10 to 3.13"),
+        Check("Python", True, platform.python_version(), ""),  # pip accepts no other than ours
         *(Check(x, x in have, have.get(x, "missing"), "pip install vidlearn") for x in need),
         Check("one decord", len(kinds) == 1, ", ".join(kinds) or "none", one),
-    ]
-    for name, why in backends().items():  # TorchCodec is a choice: it wants FFmpeg on the system
-        ok = not why or (None if name == "torchcodec" else False)
-        checks.append(Check(f"decoder {name}", ok, why or "loads", "--backend pyav needs no other"))
-    checks += [
         _gpu(),
         Check("cores", n > 1, f"{n} of {os.cpu_count()}", "ask for more, or give --workers 0"),
         Check("OMP_NUM_THREADS", omp_ok, omp, f"unset it, or set it to 1 up to {n}"),
         Check("open files", files >= 1024, files, "ulimit -n 4096"),
         _launcher(),
     ]
+    for name, why in backends().items():  # TorchCodec is a choice: it wants FFmpeg on the system
+        ok = not why or (None if name == "torchcodec" else False)
+        checks.append(Check(f"decoder {name}", ok, why or "loads", "--backend pyav needs no other"))
     for name, place, least, remedy in (
         ("disk", ".", 2, "free some, or work elsewhere"),
         ("temporary files", tempfile.gettempdir(), 2, "free some, or set TMPDIR"),

@@ -1,8 +1,7 @@
 """What a run is made of: Config, every choice of a training run, and the recipes that ship.
 
 A recipe is a Config with its command, its cost and its result in `about`; those that ship are in
-recipes.toml, and you can write your own. Everything can be overridden on the command line, e.g.
-`vidlearn train laptop --steps 100 --seed 1`.
+recipes.toml, and you can write your own. The command line overrides each choice: `--steps 100`.
 Nothing here imports torch, so that `vidlearn --help` answers at once. Taught in chapter 11.
 """
 
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -98,20 +97,19 @@ class Config:
 
     # What may differ between a run and its continuation.
     _FREE = (
-        *("about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads"),
-        *("compile", "recompute", "shard", "bf16_grads"),
-    )
+        "about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads",
+        "compile", "recompute", "shard", "bf16_grads",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        may_be_0 = ("workers", "warmup", "seed", "anneal", "clip_start")
         for field in fields(self):
-            value, free = (
-                getattr(self, field.name),
-                ("workers", "warmup", "seed", "anneal", "clip_start"),
-            )
-            least = 1 if field.type == "int" and field.name not in free else 0
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(value, list):  # JSON and TOML have no tuples
+                object.__setattr__(self, name, tuple(value))
+            least = 1 if field.type == "int" and name not in may_be_0 else 0
             if field.type in ("int", "float") and not value >= least:
-                name = field.name.replace("_", "-")
-                raise ConfigError(f"--{name} {value}: give {least} or more")
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: give {least} or more")
 
     def model(self) -> ModelConfig:
         """The shape of the model."""
@@ -132,8 +130,7 @@ class Config:
         """Crop, resize and flip: at random for training, the centre otherwise."""
         from vidlearn.transform import ClipTransform
 
-        flip = self.flip if train else 0.0
-        return ClipTransform(size=self.size, train=train, scale=self.crop_scale, flip=flip)
+        return ClipTransform(self.size, train, self.crop_scale, flip=self.flip if train else 0.0)
 
     def to_json(self) -> str:
         """The choices as JSON, without `about`."""
@@ -142,12 +139,9 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> Config:
         """The Config that `to_json` wrote."""
-        values = json.loads(text).items()
-        saved: dict[str, Any] = {n: tuple(x) if isinstance(x, list) else x for n, x in values}
-        unknown = sorted(set(saved) - {f.name for f in fields(cls)})
-        if unknown:
-            why = "it was written by another version"
-            raise ConfigError(f"config: unknown fields {unknown}; {why}")
+        saved = json.loads(text)
+        if odd := sorted(set(saved) - {f.name for f in fields(cls)}):
+            raise ConfigError(f"config: unknown fields {odd}; it was written by another version")
         return cls(**saved)
 
     def differences(self, other: Config) -> list[str]:
@@ -162,11 +156,10 @@ def _read(path: Path, known: Mapping[str, Config]) -> dict[str, Config]:
         tables, found = tomllib.loads(path.read_text("utf-8")), dict(known)
         for name, choices in tables.items():
             base = found[choices.pop("base")] if "base" in choices else Config()
-            values: Any = {n: tuple(x) if isinstance(x, list) else x for n, x in choices.items()}
-            found[name] = replace(base, **values)
+            found[name] = replace(base, **choices)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        text = f"{path}: no recipes in it ({error}): give TOML as in vidlearn/recipes.toml"
-        raise ConfigError(text) from error
+        remedy = "give TOML as in vidlearn/recipes.toml"
+        raise ConfigError(f"{path}: no recipes in it ({error}): {remedy}") from error
     return found
 
 
@@ -174,10 +167,7 @@ RECIPES = _read(Path(__file__).with_suffix(".toml"), {})
 
 
 def recipe(name: str) -> Config:
-    """The recipe of this name, or the last one of a TOML file of yours.
-
-    ConfigError: an unknown name (it lists those there are), a file that is no recipe.
-    """
+    """The recipe of this name, or the last one of a TOML file of yours; ConfigError: neither."""
     if name.endswith(".toml"):
         return list(_read(Path(name), RECIPES).values())[-1]
     if name not in RECIPES:

@@ -1,8 +1,7 @@
 """What a run says while it trains: a progress bar, a log file, metrics as JSON lines.
 
-Input: numbers of a step. Output: `train.log` (plain lines), `metrics.jsonl` (one object a
-line), TensorBoard files on request, and a live bar when the output is a terminal.
-Only rank 0 writes. Taught in chapter 11.
+Input: numbers of a step. Output: `train.log`, `metrics.jsonl` (one object a line), TensorBoard
+files on request, and a live bar on a terminal. Only rank 0 writes. Taught in chapter 11.
 """
 
 import json
@@ -39,10 +38,9 @@ class RunLog:
             kept = [m for m in read_metrics(self.file) if m["step"] <= step]
             self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
         (out / "config.json").write_text(config.to_json() + "\n")
-        if config.tensorboard and not find_spec("tensorboard"):
-            remedy = "pip install 'vidlearn[tensorboard]'"
-            raise ConfigError(f"--tensorboard needs the package tensorboard: {remedy}")
         if config.tensorboard:
+            if not find_spec("tensorboard"):
+                raise ConfigError("--tensorboard needs pip install 'vidlearn[tensorboard]'")
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(out / "tensorboard"))
@@ -58,12 +56,11 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for people, to `train.log` and the terminal."""
-        if not self.active:
-            return
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
-        with open(self.out / "train.log", "a") as f:
-            f.write(line + "\n")
-        print(line, file=sys.stderr, flush=True)  # a live bar lets it pass above itself
+        if self.active:
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
+            with open(self.out / "train.log", "a") as f:
+                f.write(line + "\n")
+            print(line, file=sys.stderr, flush=True)  # a live bar lets it pass above itself
 
     def write(self, metrics: dict[str, float], *, bad: int) -> None:
         """The numbers of a step; `bad` is how many videos could not be read so far."""

@@ -2,8 +2,7 @@
 
 Input: how many frames a video has, and their rate. Output: int64 [clips, T], frames to decode.
 Traded: seconds are rounded to whole frames, so that every frame exists and none is blended.
-T = 5, stride 4, 20 frames: the middle clip is 1 5 9 13 17. A video of 12 frames ends before
-the clip does (wanted: 0 4 8 12 16), and ClipSpec.end decides:
+A video of 12 frames ends before a clip of T = 5, stride 4 (0 4 8 12 16), and ClipSpec.end decides:
 
     clamp     0 4 8 11 11   a still at the end      compress  0 3 6 8 11  faster than asked
     loop      0 4 8  0  4   a jump no camera made   error     VidlearnError

@@ -1,9 +1,9 @@
 """What is inside a video file, how to read it through, and how to write one.
 
 In: a path, or frames. Out: a `FrameTable` (one row a frame), frames, a file.
-Traded: a table reads the packets and decodes one frame, which is quick but believes the file;
-where the packets give a reason for doubt, the whole file is decoded once. Encoders get one
-thread, so that the bytes do not depend on the machine. Chapters 4 and 6.
+Traded: a table reads the packets and decodes one frame, which believes the file, and all frames
+where they give a reason for doubt. Encoders get one thread, so that the bytes do not depend on
+the machine. Chapters 4 and 6.
 """
 
 import math
@@ -19,21 +19,17 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 from vidlearn.errors import ConfigError, VideoError
 
 AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
-# Each change of pixel format would start threads, one for each core.
-ONE_THREAD: Any = {"threads": 1}
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
 RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "mpeg2video", "ffv1", "prores"}
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
 FLAGS = ("key", "clean", "referenced", "hidden", "discard", "corrupt")
 PACKET = np.dtype([("pts", float), ("dts", float), ("bytes", "i8"), *((f, bool) for f in FLAGS)])
-# Makes groups exactly `gop` frames long. x264's macroblock tree reads memory that it never wrote:
-# with it, bytes differ from run to run.
-X264 = {"sc_threshold": "0", "mbtree": "0"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +37,12 @@ class FrameTable:
     """One row a frame that sequential decoding yields, in the order in which they are shown.
 
     Width and height are as shown, `rotation_deg` is clockwise, `pts_s` counts from the first
-    frame. To make a row, a decoder must begin at row `start` (0: the beginning of the file).
-    `ticks`: the time that the file stores, empty where frames can only be counted. No other
-    picture needs one that is not `referenced`. May a reader that seeks by itself, such as
-    decord, be trusted (`seekable`)? If not, `why`.
+    frame. A row's decoding begins at row `start` (0: the beginning of the file). `ticks`: the
+    stored time, empty where frames can only be counted. No picture needs one that is not
+    `referenced`. Readers that seek by themselves may be trusted if `seekable`; if not, `why`.
     """
 
     path: str
-    container: str
     codec: str
     width: int
     height: int
@@ -78,9 +72,8 @@ def open_video(path: AnyPath) -> Iterator[tuple[Any, Any]]:
         # A title that is not UTF-8 does not matter.
         with av.open(os.fspath(path), "r", metadata_errors="ignore") as container:
             for stream in container.streams.video:
-                # A cover picture (disposition 1024) is no video; no context means no decoder.
-                cover = getattr(getattr(stream, "disposition", 0), "value", 0) & 1024
-                if stream.codec_context and not cover:
+                # A cover picture is no video; no context means no decoder.
+                if stream.codec_context and not stream.disposition & Disposition.attached_pic:
                     stream.codec_context.thread_count = 1
                     yield container, stream
                     return
@@ -100,7 +93,8 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
 
 def upright(frame: Any) -> np.ndarray:
     """A PyAV frame as RGB uint8 [H, W, 3], turned and mirrored as a player shows it."""
-    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24", **ONE_THREAD)
+    # A change of pixel format would start a thread for each core.
+    (a, b, c, d), image_HWC = orientation(frame), frame.to_ndarray(format="rgb24", threads=1)
     if b:
         image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -198,9 +192,8 @@ def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
 @lru_cache(maxsize=4096)
 def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
     shown, first = _decode(path, everything=types)
-    with open_video(path) as (container, stream):
-        kind, codec = container.format.name, stream.codec_context.name.replace("libdav1d", "av1")
-        packets = _packets(stream)
+    with open_video(path) as (_, stream):
+        codec, packets = stream.codec_context.name.replace("libdav1d", "av1"), _packets(stream)
         doubt, why = _reasons(stream, codec, packets, first)
         tick_s, rate = float(stream.time_base), float(stream.average_rate or 25)
     if types or doubt:
@@ -223,7 +216,7 @@ def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
     columns = pts_s, size, key, order, ticks, start, referenced
     for column in columns:
         column.setflags(write=False)  # all who ask for this file share the table
-    about = path, kind, codec, width, height, turn_deg, fps, not why, why
+    about = path, codec, width, height, turn_deg, fps, not why, why
     return FrameTable(*about, *columns, tuple(letter for _, letter in shown) if types else ())
 
 
@@ -261,8 +254,10 @@ def encode(
         raise ConfigError(f"{path}: {width}x{height} has an odd side: crop it or set short_side")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    unit, settings = Fraction(1, 90000), {**X264, "crf": str(crf), **(options or {})}
+    # Groups of exactly `gop`; and no macroblock tree, which reads memory that it never wrote.
+    settings = {"sc_threshold": "0", "mbtree": "0", "crf": str(crf), **(options or {})}
     times_s = (i / fps for i in count()) if times_s is None else times_s
+    unit = Fraction(1, 90000)
     try:
         with av.open(str(part), "w") as out:
             rate = Fraction(fps).limit_denominator(1001)
@@ -273,7 +268,7 @@ def encode(
             context.thread_count, context.time_base = 1, unit
             for time_s, image_HWC in zip(times_s, chain([first], frames)):
                 frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", **ONE_THREAD)
+                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
                 frame.pts, frame.time_base = round(time_s / unit), unit
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))

@@ -1,10 +1,9 @@
 """Pixels to pixels: one crop and one flip for all frames of a clip (chapter "Choosing frames").
 
-Input: uint8 [T, H, W, C] as decoded, on the CPU. Output: uint8 [C, T, size, size], which is made
-float32 and normalised a batch at a time on the device, so that a quarter of the bytes travel.
-Traded: V-JEPA resizes in float32 (arXiv 2404.08471); uint8 is one grey level off at most, in a
-fraction of the time. As there, the resize does not antialias unless asked to: small pictures of
-large frames then shimmer in time.
+Input: uint8 [T, H, W, C] as decoded, on the CPU. Output: uint8 [C, T, size, size], made float32
+and normalised on the device, so that a quarter of the bytes travel. Traded: V-JEPA resizes in
+float32 (arXiv 2404.08471); uint8 is one grey level off at most, in a fraction of the time. As
+there, the resize does not antialias: small pictures of large frames shimmer in time.
 """
 
 import math
@@ -60,7 +59,6 @@ class ClipTransform:
     scale: tuple[float, float] = (0.3, 1.0)  # of the random crop, as its ratio: see crop_box
     ratio: tuple[float, float] = (0.75, 1.35)
     flip: float = 0.5  # chance of a left-right flip, which makes "right" of "left"
-    antialias: bool = False  # average the pixels that a reduction skips; V-JEPA does not
 
     def __post_init__(self) -> None:
         (small, large), (thin, wide) = self.scale, self.ratio
@@ -80,8 +78,7 @@ class ClipTransform:
         if self.train:
             box = crop_box(height, width, rng, scale=self.scale, ratio=self.ratio)
         part = clip_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        out, smooth = (self.size, self.size), self.antialias
-        resized = interpolate(part.permute(0, 3, 1, 2), out, mode="bilinear", antialias=smooth)
+        resized = interpolate(part.permute(0, 3, 1, 2), (self.size, self.size), mode="bilinear")
         if self.train and rng.random() < self.flip:
             resized = resized.flip(-1)
         return resized.transpose(0, 1).contiguous()
