@@ -20,10 +20,10 @@ from vidlearn import checkpoint
 from vidlearn.cli import COMMANDS, USAGE, main
 from vidlearn.datasets import open_data
 from vidlearn.datasets.synth import draw
+from vidlearn.datasets.write import encode
 from vidlearn.model import VJEPA, ModelConfig
 from vidlearn.recipes import RECIPES
 from vidlearn.runlog import read_metrics
-from vidlearn.storage import encode
 
 FLAGS = Path(__file__).with_name("cli_flags.txt")
 TINY = (

@@ -17,9 +17,10 @@ import videos
 from conftest import REAL_VIDEOS
 
 from vidlearn import decode
+from vidlearn.datasets.write import encode
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import encode, frame_table, iter_frames
+from vidlearn.storage import frame_table, iter_frames
 
 LOADED = [name for name, reason in backends().items() if not reason]
 REAL = sorted(path for path in REAL_VIDEOS.glob("*/*") if path.is_file())

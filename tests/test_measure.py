@@ -12,9 +12,9 @@ import gpu_record
 from vidlearn import measure
 from vidlearn.datasets import folder_manifest, write_manifest
 from vidlearn.datasets.synth import draw
+from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
 from vidlearn.recipes import recipe
-from vidlearn.storage import encode
 from vidlearn.train import build, load, train_step
 
 TINY = dataclasses.replace(

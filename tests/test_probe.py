@@ -12,12 +12,12 @@ from vidlearn import checkpoint, probe
 from vidlearn.attentive import AttentiveProbe
 from vidlearn.batch import ClipDataset
 from vidlearn.datasets import Manifest, Row, folder_manifest
+from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError
 from vidlearn.model import Encoder
 from vidlearn.pretrained import load_pretrained
 from vidlearn.recipes import recipe
-from vidlearn.storage import encode
 from vidlearn.train import build, save
 from vidlearn.transform import normalize
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import videos
 
+from vidlearn.datasets.write import encode, transcode
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import encode, frame_table, iter_frames, pictures_to_decode, transcode
+from vidlearn.storage import frame_table, iter_frames, pictures_to_decode
 
 FRAMES = np.stack([videos.picture(i) for i in range(48)])
 

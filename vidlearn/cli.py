@@ -49,27 +49,15 @@ class Plan(Run):
     clips_per_s: float | None = None  # What one does, if `vidlearn bench step` has measured it.
 
 
-def _make(folder: Path, **counts: int) -> Path:
-    """The built-in set, with a bar on a terminal, since it takes a minute."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from vidlearn.datasets import synth
-
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        advance = partial(bar.update, bar.add_task("videos"))
-        return synth.make(folder, **counts, progress=lambda i, n: advance(completed=i, total=n))
-
-
 def train(run: Run) -> None:
     """Train a recipe, or go on with a run; every choice can be changed."""
     from vidlearn import dist
-    from vidlearn.datasets import open_data
+    from vidlearn.datasets import open_data, synth
     from vidlearn.train import train as start
 
     me = dist.init_distributed()
     if run.data is None and me.is_main:
-        _make(BUILT_IN)
+        synth.make_shown(BUILT_IN)
     me.barrier()
     out = run.out or Path("runs") / run.recipe
     summary = start(run.config, open_data(run.data or BUILT_IN), out, dist=me)
@@ -141,7 +129,9 @@ def data_synth(
     folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
 ) -> None:
     """Make the built-in videos, so many a split; a complete set is left alone."""
-    print(_make(folder, train=train, val=val, test=test, seed=seed))
+    from vidlearn.datasets import synth
+
+    print(synth.make_shown(folder, train=train, val=val, test=test, seed=seed))
 
 
 def data_manifest(root: Positional[Path], out: Path | None = None) -> None:
@@ -177,10 +167,10 @@ def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> 
 def bench(run: Run, what: str) -> dict[str, Any]:
     """Time the loader of a recipe alone ("load"), or the parts of its training step ("step")."""
     from vidlearn import measure
-    from vidlearn.datasets import open_data
+    from vidlearn.datasets import open_data, synth
 
     function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
-    found = function(run.config, open_data(run.data or _make(BUILT_IN)))
+    found = function(run.config, open_data(run.data or synth.make_shown(BUILT_IN)))
     return {"recipe": run.recipe, **measure.machine_card(), **found}
 
 

@@ -22,15 +22,18 @@ import colorsys
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VidlearnError
-from vidlearn.storage import encode
 
 CLASSES: tuple[str, ...] = (
     "right", "left", "down", "up", "approaches", "recedes",
@@ -135,6 +138,16 @@ def make(
         part.write_text("".join(",".join(row) + "\n" for row in rows))
         part.replace(manifest)
     return manifest
+
+
+def make_shown(root: str | os.PathLike[str], **how: Any) -> Path:
+    """`make`, with a bar on a terminal, since it takes a minute."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        advance = partial(bar.update, bar.add_task("videos"))
+        return make(root, **how, progress=lambda i, n: advance(completed=i, total=n))
 
 
 def _write(job: tuple[Path, str, int, str, int, int, float]) -> None:

@@ -1,0 +1,74 @@
+"""Write videos: frames into a file, or a file into one that seeks quickly and takes less room.
+
+In: frames, or a path. Out: a file that is whole or not there. Encoders get one thread, so that the
+bytes do not depend on the machine. Chapters 4 and 6.
+"""
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vidlearn.errors import ConfigError, VideoError
+from vidlearn.storage import AnyPath, frame_table, iter_frames
+
+
+def encode(
+    path: AnyPath, frames_THWC: Iterable[np.ndarray], fps: float, *, gop: int = 12,
+    crf: float = 23, b_frames: int = 2, short_side: int | None = None,
+    options: dict[str, str] | None = None, times_s: Iterable[float] | None = None,
+) -> Path:  # fmt: skip
+    """Write RGB uint8 frames as H.264, yuv420p, a key frame every `gop`; the whole file or none.
+
+    `short_side` scales (sides become even); `options` are x264's own and win; `times_s` replaces
+    the even times of `fps`. ConfigError: no frames, others than [T, H, W, 3], or an odd side
+    without `short_side`. VideoError: the file cannot be written.
+    """
+    path, frames = Path(path), iter(frames_THWC)
+    first = next(frames, None)
+    if first is None or first.dtype != np.uint8 or first.shape[2:] != (3,):
+        raise ConfigError(f"{path}: give uint8 frames [T, H, W, 3], at least one")
+    height, width = first.shape[:2]
+    if short_side:
+        half = short_side / min(height, width) / 2
+        height, width = 2 * round(height * half), 2 * round(width * half)
+    if height % 2 or width % 2:
+        raise ConfigError(f"{path}: {width}x{height} has an odd side: crop it or set short_side")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Groups of exactly `gop`; and no macroblock tree, which reads memory that it never wrote.
+    settings = {"sc_threshold": "0", "mbtree": "0", "crf": str(crf), **(options or {})}
+    times_s = (i / fps for i in count()) if times_s is None else times_s
+    unit = Fraction(1, 90000)
+    try:
+        with av.open(str(part), "w") as out:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream: Any = out.add_stream("libx264", rate=rate, options=settings)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            context = stream.codec_context
+            context.gop_size, context.max_b_frames, context.bit_rate = gop, b_frames, 0
+            context.thread_count, context.time_base = 1, unit
+            for time_s, image_HWC in zip(times_s, chain([first], frames)):
+                frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
+                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
+                frame.pts, frame.time_base = round(time_s / unit), unit
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        os.replace(part, path)
+    except (av.FFmpegError, ValueError) as error:  # ValueError: the suffix names no container
+        raise VideoError(path, f"it cannot be written ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def transcode(source: AnyPath, target: AnyPath, **settings: Any) -> Path:
+    """Write a video anew with `encode`'s settings: upright, times kept, sides even, no sound."""
+    table = frame_table(source)
+    settings.setdefault("short_side", 2 * (min(table.height, table.width) // 2))
+    return encode(target, iter_frames(source), table.fps, times_s=table.pts_s, **settings)
