@@ -1,9 +1,9 @@
-"""The command `vidlearn`: train, probe, data, bench and doctor, each a thin call.
+"""The command `vidlearn`: train, probe, weights, data, bench, plan and doctor, each a thin call.
 
 Input: words. Output: text, files, and an exit status: 0 done, 1 `doctor` or `data check` found
-something, 2 an error that the reader can mend, told in one line. A traceback is a bug. Traded:
-heavy modules are imported inside the commands, so that help answers at once. Of several ranks
-only 0 talks, but for errors. Used in all chapters.
+something, 2 an error that the reader can mend, told in one line (a wrong option: in the parser's
+box, with the nearest one). A traceback is a bug. Traded: heavy modules are imported inside the
+commands, so that help answers at once. Of several ranks only 0 talks, but for errors.
 """
 
 import os

@@ -116,6 +116,7 @@ def _best(
     held, rest = order.tensor_split([max(1, len(y) // 5)])
 
     def fit(chosen: Tensor, rate: float, decay: float) -> Callable[[Tensor], Tensor]:
+        """Features -> logits, by a probe trained on the chosen clips."""
         torch.manual_seed(0)
         probe = make().to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), weight_decay=decay)
