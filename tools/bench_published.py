@@ -4,12 +4,14 @@
 
 Each side lives in a fresh process with one thread; they get the same weights, clips and masks and
 take turns, one step at a time, in changing order. Time is process CPU time, which a busy machine
-changes least; memory is each process's peak. Neither time holds reading clips or drawing masks.
+changes least; memory is what the backward pass needs, a count, and each process's peak, which also
+holds what the allocator and the libraries take. Neither time holds reading clips or drawing masks.
 The published step is `published_loop.py`. On a CPU its configured bfloat16 does nothing, so small
 is compared with it as it is and with bfloat16 switched on.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from published_loop import PublishedLoop
 from vidlearn import dist, mask, measure, train
@@ -49,15 +52,27 @@ def worker(size: str, who: str) -> None:
     else:
         torch.manual_seed(c.seed)
         theirs = PublishedLoop(cfg, VJEPA(cfg).state_dict(), bf16=bf16)
+    kept: dict[int, Any] = {}  # what the first step's backward pass needs, weights among it
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
     for i, _ in enumerate(sys.stdin):
         masks = mask.make_masks(c.masks, c.mask_cut, cfg.grid, step=i, **key)
         train.normalize, train.make_masks = lambda clips, _: clips, lambda *_a, _m=masks, **_k: _m
+        watch = contextlib.nullcontext() if i else saved_tensors_hooks(keep, lambda x: x)
         began = time.process_time()
-        if theirs:
-            theirs.step(clips, masks, (1e-4, 0.04, 0.998))
-        if ours:
-            train.train_step(ours, batch)
+        with watch:
+            if theirs:
+                theirs.step(clips, masks, (1e-4, 0.04, 0.998))
+            if ours:
+                train.train_step(ours, batch)
         print(time.process_time() - began, flush=True)
+        if not i:
+            bytes_kept = sum(x.nbytes() for x in kept.values())
+            kept.clear()
+    print(bytes_kept / 2**20)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -71,16 +86,18 @@ def compare(size: str, sides: tuple[str, ...], pairs: int) -> dict[str, Any]:
         for side in sides if i % 2 else sides[::-1]:
             print(file=runs[side].stdin, flush=True)
             seconds[side].append(float(runs[side].stdout.readline()))
-    peaks = {x: float(run.communicate()[0]) for x, run in runs.items()}
+    ends = {x: [float(line) for line in run.communicate()[0].split()] for x, run in runs.items()}
     times = {x: np.array(s[2:]) for x, s in seconds.items()}  # the first two pay for memory
     ours = sides[0]
 
     def quartiles(x: np.ndarray) -> dict[str, float]:
         return dict(zip(("q25", "median", "q75"), np.percentile(x, (25, 50, 75)).round(3).tolist()))
 
-    result = {x: {**quartiles(s), "peak_mib": round(peaks[x])} for x, s in times.items()}
+    names = ("kept_mib", "peak_mib")
+    memory = {x: dict(zip(names, map(round, ends[x]))) for x in sides}
     ratios = {x: quartiles(times[x] / times[ours]) for x in sides[1:]}
-    return {"seconds": result, "ratio": ratios}
+    seconds_of = {x: quartiles(s) for x, s in times.items()}
+    return {"seconds": seconds_of, "ratio": ratios, "memory": memory}
 
 
 def main() -> None:

@@ -258,9 +258,10 @@ def _build(make: Callable[[], Net], weights: Weights, path: str | Path) -> Net:
     return net
 
 
-def load_probe(path: str | Path, heads: int = 16) -> AttentiveProbe:
+def load_probe(path: str | Path, heads: int = 16, eps: float = 1e-5) -> AttentiveProbe:
     """The classifier in an official evaluation file; all that were published have 16 heads.
 
+    Their norms add 1e-5; transformers' pooler adds 1e-6, which moves logits by some 1e-5.
     It reads the tokens of the target encoder that it was trained on. ConfigError: as above.
     """
     content = _load(Path(path))
@@ -271,7 +272,7 @@ def load_probe(path: str | Path, heads: int = 16) -> AttentiveProbe:
         raise ConfigError(f"{path}: no probe of V-JEPA; it has {', '.join([*content][:6])}")
     (classes, width), depth = weights["linear.weight"].shape, 1 + _count(weights, "pooler.blocks")
     after = "classifier" in content  # V-JEPA's further blocks stand behind the query, 2's before
-    make = partial(AttentiveProbe, width, heads, classes, depth, after=after)
+    make = partial(AttentiveProbe, width, heads, classes, depth, after=after, eps=eps)
     return _build(make, weights, path)
 
 
