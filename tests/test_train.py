@@ -278,7 +278,7 @@ def test_a_checkpoint_of_the_first_version_is_refused(data, tmp_path):
     state = build(TINY, init_distributed())
     content["optimizer"] = {**state.optimizer.state_dict(), "state": {0: {}}}
     checkpoint.save(path.parent, 8, content)
-    with pytest.raises(ConfigError, match="step-00000008.pt is of version 0.1.0"):
+    with pytest.raises(ConfigError, match=r"step-00000008\.pt is of version 0\.1\.0"):
         train(TINY, open_data(data), tmp_path)
 
 
