@@ -1,13 +1,14 @@
 """Our training step against the published one, paired in one run: prints JSON.
 
-    .venv/bin/python tools/bench_published.py [tiny small ...] [--pairs 12]
+    .venv/bin/python tools/bench_published.py [tiny small ...] [--pairs 12] [--narrow]
 
 Each side lives in a fresh process with one thread; they get the same weights, clips and masks and
 take turns, one step at a time, in changing order. Time is process CPU time, which a busy machine
 changes least; memory is what the backward pass needs, a count, and each process's peak, which also
 holds what the allocator and the libraries take. Neither time holds reading clips or drawing masks.
 The published step is `published_loop.py`. On a CPU its configured bfloat16 does nothing, so small
-is compared with it as it is and with bfloat16 switched on.
+is compared with it as it is and with bfloat16 switched on. The predictor is 384 wide, as published
+for large encoders, and most of the work of a tiny one; with --narrow half as wide as the encoder.
 """
 
 import argparse
@@ -35,10 +36,11 @@ RUNS = {  # by size: our side, then the published ones to compare with
 }
 
 
-def worker(size: str, who: str) -> None:
+def worker(size: str, who: str, narrow: bool) -> None:
     """One side: a step and its CPU seconds for each line that comes; then the peak in MiB."""
     width, depth, heads, _ = SIZES[size]
     shape = dict(width=width, depth=depth, heads=heads, pred_heads=heads, size=112)
+    shape["pred_width"] = width // 2 if narrow else 384
     bf16 = who.endswith("_bf16")
     c = Config(**shape, batch=4, clip_grad=0.0, mask_cut="vjepa1", bf16_cpu=bf16)
     torch.set_num_threads(1)
@@ -76,9 +78,9 @@ def worker(size: str, who: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def compare(size: str, sides: tuple[str, ...], pairs: int) -> dict[str, Any]:
+def compare(size: str, sides: tuple[str, ...], pairs: int, narrow: bool) -> dict[str, Any]:
     """Seconds a step of each side, ratios of the pairs (theirs to ours), peak MiB."""
-    me: list[str] = [sys.executable, __file__, "--worker", size]
+    me: list[str] = [sys.executable, __file__, *["--narrow"] * narrow, "--worker", size]
     pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     runs = {x: subprocess.Popen([*me, x], **pipes) for x in sides}
     seconds: dict[str, list[float]] = {x: [] for x in sides}
@@ -104,13 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", default=list(RUNS))
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--narrow", action="store_true")
     parser.add_argument("--worker", nargs=2)
     args = parser.parse_args()
     if args.worker:
-        return worker(*args.worker)
+        return worker(*args.worker, args.narrow)
     torch.set_num_threads(1)
-    sizes = {x: compare(x, RUNS[x], args.pairs) for x in args.sizes}
-    print(json.dumps({"machine": measure.machine_card(), "pairs": args.pairs, **sizes}, indent=1))
+    sizes = {x: compare(x, RUNS[x], args.pairs, args.narrow) for x in args.sizes}
+    about = {"machine": measure.machine_card(), "pairs": args.pairs, "narrow": args.narrow}
+    print(json.dumps({**about, **sizes}, indent=1))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor, rotary: Rotary | None = None, last: int = 0) -> Tensor:
         """[B, N, D] -> [B, N, D]; only of the `last` tokens, if it is given: [B, last, D]."""
-        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x_BND).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
+        q, k, v = heads.split(self.heads, dim=1)  # whose gradients are joined by one copy
         if rotary is not None:
             q, k = (rotate(x, *rotary).to(v.dtype) for x in (q, k))
         y = F.scaled_dot_product_attention(q[:, :, -last:], k, v)
