@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from vidlearn.budget import kept_lengths, peak_tflops, plan, step_cost
+from vidlearn.budget import find_gpu, kept_lengths, plan, step_cost
 from vidlearn.errors import ConfigError
 from vidlearn.mask import Mask
 from vidlearn.model import VJEPA
@@ -88,7 +88,15 @@ def test_a_plan_scales_and_believes_a_measurement():
     config = replace(TINY, batch=64, steps=3600)
     measured = plan(config, 1, gpu="cpu", clips_per_s=64.0, usd=3.0)
     assert measured["gpu_hours"] == 1.0 and measured["usd"] == 3 and measured["mfu"] is None
-    assert peak_tflops("NVIDIA H200") == 989 and peak_tflops("Radeon") is None
+    assert find_gpu("NVIDIA H200")[0] == 989 and find_gpu("a100-SXM4-40GB")[0] == 312
+    assert {find_gpu(x) for x in ("Radeon", "A1000", "L400")} == {(None, 0)}
+    assert one["fits"] is True and measured["fits"] is None
+    large = recipe("vjepa2-vitg16")
+    alone, shared = (plan(replace(large, shard=x), 64) for x in (False, True))
+    assert not alone["fits"] and shared["memory_gib_per_gpu"] < alone["memory_gib_per_gpu"] - 10
+    for wrong in ({"mfu": 40}, {"mfu": 0}, {"usd": -1}, {"clips_per_s": 0}):
+        with pytest.raises(ConfigError, match="a share above 0 up to 1, a price, and clips"):
+            plan(TINY, 1, **wrong)
     with pytest.raises(ConfigError, match="--gpus 3: a batch of 4 needs one of its divisors"):
         plan(TINY, 3)
     with pytest.raises(ConfigError, match="'Radeon' has no peak here"):

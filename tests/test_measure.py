@@ -63,7 +63,7 @@ def test_breakdown_names_every_part_and_adds_up(data):
 
 
 def test_the_share_of_the_peak_where_it_is_known(data, monkeypatch):
-    monkeypatch.setattr(measure.budget, "peak_tflops", lambda _: 2.0)
+    monkeypatch.setattr(measure.budget, "find_gpu", lambda _: (2.0, 0))
     numbers = measure.step_breakdown(TINY, data, steps=1)
     assert numbers["mfu"] == pytest.approx(numbers["tflops"] / 2)
 

@@ -308,7 +308,17 @@ def test_hugging_face_there_and_back_is_the_same(hugging, tmp_path):
     files = [tmp_path / name / "model.safetensors" for name in ("one", "two")]
     assert same(*(pretrained.safetensors.torch.load_file(file) for file in files))
     configs = [json.loads((file.parent / "config.json").read_text()) for file in files]
+    assert configs[1].pop("vidlearn")["size"] == configs[0]["crop_size"]
     assert configs[1].items() <= configs[0].items()
+
+
+def test_an_export_to_hugging_face_keeps_how_clips_are_made(hugging, tmp_path):
+    hugging.save_pretrained(tmp_path / "one")
+    found = load_pretrained(tmp_path / "one")
+    clips = replace(found.config, input_norm="clip", stride_frames=2, flip=0.0)
+    pretrained.export_hf(tmp_path / "two", replace(found, config=clips))
+    for path in (tmp_path / "two", tmp_path / "two" / "model.safetensors"):
+        assert load_pretrained(path).config == clips
 
 
 @pytest.mark.parametrize("cfg", [V1, replace(V2, pos="rope21"), V21], ids=["1", "2", "2.1"])

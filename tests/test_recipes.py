@@ -43,7 +43,7 @@ def test_differences_name_the_field_and_leave_out_what_may_change():
 
 
 def test_errors_name_the_remedy():
-    with pytest.raises(ConfigError, match=r"no recipe 'lapto'; known recipes: laptop"):
+    with pytest.raises(ConfigError, match=r"no recipe 'lapto' \(it comes first\); known: laptop"):
         recipe("lapto")
     text = json.dumps({**json.loads(recipe("laptop").to_json()), "colour": 1})
     with pytest.raises(ConfigError, match="colour"):
@@ -68,10 +68,24 @@ def test_a_recipe_of_your_own(tmp_path):
     file.write_text('[mine]\nbase = "gpu"\nsteps = 7\nema = [0.9, 1.0]\n')
     mine = recipe(str(file))
     assert (mine.steps, mine.ema, mine.width) == (7, (0.9, 1.0), recipe("gpu").width)
-    for text, why in (("steps", "="), ('[a]\nbase = "b"\n', "'b'"), ("[a]\nspeed = 1\n", "speed")):
+    wrong = (
+        *(("steps", "="), ('[a]\nbase = "b"\n', "'b'"), ("[a]\nspeed = 1\n", "speed")),
+        *(
+            ("[a]\nema = 0.9\n", "--ema 0.9: give tuple"),
+            ('[a]\nwidth = "big"\n', "'big': give int"),
+        ),
+        *(("steps = 3\n", "table"), ("[a]\nsteps = 1.5\n", "--steps 1.5: give int")),
+    )
+    for text, why in wrong:
         file.write_text(text)
-        with pytest.raises(ConfigError, match=f"mine.toml: no recipes in it .*{why}"):
+        with pytest.raises(ConfigError, match=rf"mine\.toml: no recipe in it .*{why}"):
             recipe(str(file))
+    for text in ("", "[a]\nsteps = 1\n[b]\nsteps = 2\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"[02] recipes in it: give one table"):
+            recipe(str(file))
+    file.write_text("[laptop]\nsteps = 3\n")
+    assert recipe(str(file)).steps == 3 and recipe("laptop").steps == 600
 
 
 def test_released_recipe_differs_from_the_published_one_in_what_the_code_did():

@@ -67,11 +67,8 @@ def _attend(query_1D: Tensor, x_BND: Tensor, norm: Any, xattn: Any, heads: int) 
 
 
 def _attend_fast(query_1D: Tensor, x_BND: Tensor, norm: Any, xattn: Any, heads: int) -> Tensor:
-    """The same sum with one query, four times as fast: the query goes to the tokens' space.
-
-    Not all tokens to that of keys and values; the norm's scale and shift can wait, too. What is
-    added to every key alike cancels in the softmax.
-    """
+    """The same sum with one query, four times as fast: the query goes to the tokens' space."""
+    # The norm's scale and shift can wait, too. What is added to every key alike cancels.
     key_HdD, value_HdD = xattn["kv"].weight.unflatten(0, (2, heads, -1))
     q_Hd = xattn["q"](query_1D).view(heads, -1) / math.sqrt(key_HdD.shape[1])
     ask_DH = torch.einsum("Hd,HdD->DH", q_Hd, key_HdD)

@@ -1,14 +1,15 @@
 """What a training step and a run cost, before they are run: FLOPs, memory, GPU-hours, money.
 
 Input: a Config. Output: numbers. The real model is run on tensors that have shapes but no
-content, so every layer counts itself; a laptop predicts ViT-g in seconds. Traded: only matrix
-products, convolutions and attention count (2 FLOPs for a product and a sum; what a backward pass
-computes again does not count), and memory is what PyTorch keeps for the backward pass, without
-the allocator's gaps. Taught in chapter 9.
+content, so every layer counts itself. Traded: only matrix products and attention count (2 FLOPs
+for a product and a sum; what a backward pass computes again does not), and memory is what PyTorch
+keeps for the backward pass, without the allocator's gaps. Taught in chapter 9.
 """
 
+import re
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,16 +21,18 @@ from vidlearn.mask import Mask, make_masks
 from vidlearn.model import VJEPA
 from vidlearn.recipes import Config
 
-# Dense bf16 products of the data sheets, in TFLOP/s; the first name found in the GPU's own counts.
-PEAKS = {
-    "B200": 2250, "H200": 989, "H100": 989, "GH200": 989, "A100": 312, "L40S": 362, "L4": 121,
-    "4090": 165, "A10": 125, "V100": 125, "T4": 65,
+# Of the data sheets: dense products in bfloat16 (V100, T4: float16), TFLOP/s, and memory, GB.
+GPUS = {
+    "B200": (2250, 180), "H200": (989, 141), "GH200": (989, 96), "H100": (989, 80),
+    "A100": (312, 80), "L40S": (362, 48), "L40": (181, 48), "A10": (125, 24), "4090": (165, 24),
+    "L4": (121, 24), "V100": (125, 32), "T4": (65, 16),
 }  # fmt: skip
 
 
-def peak_tflops(gpu: str) -> float | None:
-    """The dense bf16 peak of a GPU by a part of its name, or None."""
-    return next((peak for name, peak in PEAKS.items() if name in gpu), None)
+def find_gpu(name: str) -> tuple[float | None, float]:
+    """Peak and memory of a GPU whose name holds one of GPUS as a word, or (None, 0)."""
+    words = re.split(r"[^A-Z0-9]+", name.upper())
+    return next((found for word, found in GPUS.items() if word in words), (None, 0))
 
 
 def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
@@ -40,16 +43,15 @@ def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
     drawn = [make_masks(config.masks, config.mask_cut, grid, step=s, **how) for s in steps]
     shapes = [[(m.context_BK.shape[1], m.target_BK.shape[1]) for m in masks] for masks in drawn]
     return [
-        (round(sum(c for c, _ in kind) / len(kind)), round(sum(t for _, t in kind) / len(kind)))
-        for kind in zip(*shapes)
+        (context, target) for context, target in np.rint(np.mean(shapes, 0)).astype(int).tolist()
     ]
 
 
 def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
     """TFLOPs and GiB of one step with `clips` on one device, with all its weights there.
 
-    tflop, and its parts target, context, predictor (with their backward passes); memory_gib:
-    weights, gradients, AdamW's moments, the target encoder, and what the backward pass needs.
+    Parts with their backward passes. memory_gib: weights, gradients, AdamW's moments, the target
+    encoder, and what the backward pass needs.
     """
     cfg, lengths = config.model(), kept_lengths(config, clips)
     kept: dict[int, Any] = {}
@@ -95,30 +97,35 @@ def plan(
     config: Config, gpus: int, *, gpu: str = "H100", mfu: float = 0.4, usd: float = 2.5,
     clips_per_s: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """GPU-hours, days and price of a run on `gpus`, at a share `mfu` of the GPU's peak.
+    """GPU-hours, days and price (`usd` an hour) of a run at a share `mfu` of the GPUs' peak.
 
-    `clips_per_s` of one GPU, as `vidlearn bench step` measures it, is believed in place of the
-    peak and the share. `usd` is the price of a GPU for an hour. ConfigError: an unknown GPU.
+    `clips_per_s` of one GPU, as `vidlearn bench step` measures it, is believed in place of both.
+    `fits`: does the memory leave a tenth free? That videos are read in time is taken for granted.
     """
-    peak = peak_tflops(gpu)
+    (peak, room), clips = find_gpu(gpu), config.batch // max(1, gpus)
     if gpus < 1 or config.batch % gpus:
         raise ConfigError(f"--gpus {gpus}: a batch of {config.batch} needs one of its divisors")
-    if peak is None and not clips_per_s:
-        known = f"known: {', '.join(PEAKS)}"
-        raise ConfigError(f"--gpu {gpu!r} has no peak here ({known}); measure: --clips-per-s")
-    clips = config.batch // gpus
-    one = step_cost(config, min(clips, 8))  # per clip alike, up to the weights
-    per_clip = one["tflop"] / min(clips, 8)
+    if peak is None and clips_per_s is None:
+        known = ", ".join(GPUS)
+        raise ConfigError(
+            f"--gpu {gpu!r} has no peak here (known: {known}); measure: --clips-per-s"
+        )
+    if not 0 < mfu <= 1 or usd < 0 or (clips_per_s is not None and clips_per_s <= 0):
+        text = f"--mfu {mfu}, --usd {usd}, --clips-per-s {clips_per_s}"
+        raise ConfigError(f"{text}: a share above 0 up to 1, a price, and clips above 0")
+    few = min(clips, 8)  # per clip alike, up to the weights
+    one = step_cost(config, few)
+    per_clip, saved = one["tflop"] / few, one["saved_gib"] / few
     rate = clips_per_s or mfu * float(peak or 0) / per_clip
     hours = config.batch * config.steps / rate / 3600
-    saved = one["saved_gib"] / min(clips, 8)
-    return {
-        "gpus": gpus, "gpu": gpu, "clips_per_gpu": clips, "steps": config.steps,
-        "million_parameters": round(one["parameters"] / 1e6, 1),
-        "tflop_per_clip": round(per_clip, 3),
-        "exaflop": round(per_clip * config.batch * config.steps / 1e6, 3),
-        "clips_per_s_per_gpu": round(rate, 2), "gpu_hours": round(hours, 1),
-        "days": round(hours / gpus / 24, 2), "usd": round(hours * usd),
-        "memory_gib_per_gpu": round(one["memory_gib"] + saved * (clips - min(clips, 8)), 1),
-        "mfu": None if peak is None else round(rate * per_clip / peak, 3),
+    # Weights and optimiser may be shared out, which leaves those of one block at a time.
+    memory = (one["memory_gib"] - few * saved) / (gpus if config.shard else 1) + clips * saved
+    found = {
+        "million_parameters": one["parameters"] / 1e6, "tflop_per_clip": per_clip,
+        "exaflop": per_clip * config.batch * config.steps / 1e6, "clips_per_s_per_gpu": rate,
+        "gpu_hours": hours, "days": hours / gpus / 24, "usd": hours * usd,
+        "memory_gib_per_gpu": memory, "mfu": peak and rate * per_clip / peak,
     }  # fmt: skip
+    told = {"gpus": gpus, "gpu": gpu, "clips_per_gpu": clips, "steps": config.steps}
+    told |= {name: x if x is None else float(f"{x:.4g}") for name, x in found.items()}
+    return {**told, "fits": memory * 1.0737 < 0.9 * room if room else None}

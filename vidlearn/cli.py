@@ -92,7 +92,8 @@ def probe(
 
 def import_weights(
     source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
-    frames: int | None = None, size: int | None = None,
+    frames: int | None = None, size: int | None = None, heads: int | None = None,
+    pred_heads: int | None = None,
 ) -> None:  # fmt: skip
     """Write the encoder of a published file as one that `vidlearn probe` reads.
 
@@ -101,13 +102,16 @@ def import_weights(
         out: file to write.
         frames: frames of the clips to probe, where positions allow others.
         size: side of the clips, in the same way.
+        heads: attention heads, for a width that was not published; pred_heads: of its predictor.
     """
     from vidlearn.checkpoint import export_encoder
     from vidlearn.pretrained import load_pretrained
 
-    shape = {name: x for name, x in (("frames", frames), ("size", size)) if x}
-    model = load_pretrained(source, encoder=encoder, **shape)
+    shape = {"frames": frames, "size": size, "heads": heads, "pred_heads": pred_heads}
+    given = {name: x for name, x in shape.items() if x is not None}
+    model = load_pretrained(source, encoder=encoder, **given)
     meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
+    meta |= {"encoder": model.about["encoder"]}
     export_encoder(out, model.encoder.state_dict(), meta)
     told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
     print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))

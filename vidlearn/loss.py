@@ -47,10 +47,7 @@ def context_distance(context_BK: Tensor, target_BK: Tensor, grid: Grid) -> Tenso
 
 
 def token_variance(predictions: list[Tensor]) -> Tensor:
-    """V-JEPA's own penalty on predictions alike in all tokens of a clip; its weight there: 0.
-
-    mean relu(1 - std), with the deviation over tokens averaged over the kinds of masks.
-    """
+    """V-JEPA's penalty on predictions alike in all tokens of a clip: mean relu(1 - std)."""
     std = [(z_BKD.float().var(dim=1) + 1e-4).sqrt() for z_BKD in predictions]
     return F.relu(1 - torch.stack(std).mean(0)).mean()
 

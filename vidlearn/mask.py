@@ -127,11 +127,10 @@ def published_masks(
 ) -> Mask:  # fmt: skip
     """Masks of a batch as V-JEPA's released code cuts them.
 
-    The block size comes from a generator seeded by `step` (so all ranks share it), the places
-    from `generator` (default: torch's global one), and all lists are cut to the shortest, the
-    context also to `max_keep`. Blocks cover spec.spatial up to `area_to` of the frame and `span` of
-    the time. `complement` "target" or "context" makes that list all that the other lacks, `swap`
-    exchanges them, as options of V-JEPA 2 do.
+    The block size comes from a generator seeded by `step` (so all ranks share it), the places from
+    `generator` (default: torch's own), and all lists are cut to the shortest, the context also to
+    `max_keep`. Blocks cover spec.spatial up to `area_to` of the frame and `span` of the time. Of
+    V-JEPA 2: `complement` makes that list all that the other lacks, `swap` exchanges them.
     """
     # Drawn in this order, also where the range is one value.
     u = torch.rand(3, generator=torch.Generator().manual_seed(step)).tolist()

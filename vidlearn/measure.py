@@ -161,7 +161,7 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
         unit, gpu = 1 if sys.platform == "darwin" else 1024, ""
         memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tflop, rate = budget.step_cost(config, config.batch // me.world)["tflop"], 1e3 / middle
-    peak = budget.peak_tflops(gpu)
+    peak, _ = budget.find_gpu(gpu)
     return {
         "device": str(me.device), "processes": me.world, "workers": config.workers,
         "batch": config.batch, "steps": steps, "step_ms": middle, "spread_ms": high - low,

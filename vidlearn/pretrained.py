@@ -102,7 +102,8 @@ def load_pretrained(
     else:
         cfg = _shape(path, weights, guess, told.get("shape", {}) | shape)
         mine = {f.name: getattr(cfg, f.name) for f in fields(Config) if hasattr(cfg, f.name)}
-        config = Config(**{**mine, "levels": 1})  # evaluations read the last level
+        clips = told.get("clips", Config())
+        config = replace(clips, **{**mine, "levels": 1})  # evaluations read the last level
     if cfg.pos != "sincos":  # released files of V-JEPA 2 hold tables that it does not use
         weights.pop("pos_embed", None)
         guess.pop("predictor_pos_embed", None)
@@ -124,6 +125,9 @@ def _find(source: str | Path) -> Path:
         if not path.exists():
             fetch = f"curl -fL --create-dirs -o {path} {url}"
             raise ConfigError(f"{path} is not there. Fetch it: {fetch}")
+    beside = path.with_name("config.json")
+    if path.suffix == ".safetensors" and beside.exists() and '"model_type"' in beside.read_text():
+        return path.parent  # of Hugging Face
     if path.is_dir():  # runs have a config.json of their own
         newest = checkpoint.latest(path / "checkpoints") or checkpoint.latest(path)
         if newest is None and not (path / "config.json").exists():
@@ -138,7 +142,7 @@ def _read(path: Path) -> tuple[Parts, dict[str, Any]]:
         return _read_hf(path)
     if path.suffix == ".safetensors":
         weights, meta = checkpoint.load_encoder(path)
-        parts = {"one encoder": weights}
+        parts = {meta.get("encoder", "one encoder"): weights}
     else:
         content, names = _load(path), [*PARTS["target"], *PARTS["context"], "predictor"]
         if meta := content.get("vidlearn", {}):
@@ -164,6 +168,8 @@ def _bare(weights: Any, part: str = "") -> Weights:
 
 def _load(path: Path) -> dict[str, Any]:
     """The content of a torch file; none of its code runs, and its tensors stay on the disk."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
     with open(path, "rb") as f:
         start = f.read(64).lstrip()
     if not zipfile.is_zipfile(path):  # looks for the table of contents, which is written last
@@ -188,6 +194,8 @@ def _read_hf(folder: Path) -> tuple[Parts, dict[str, Any]]:
             hf |= safetensors.torch.load_file(file)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(f"{folder}: not whole ({error}). Fetch it again") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder}: its config.json is a {type(config).__name__}, not a model's")
     if odd := {k: config.get(k) for k, x in FIXED.items() if config.get(k, x) != x}:
         raise ConfigError(f"{folder}: a model with {odd}; only VJEPA2Model with {FIXED} is read")
     shape = {mine: config[x] for mine, x in FIELDS.items() if x in config} | {"pos": "rope2"}
@@ -201,7 +209,10 @@ def _read_hf(folder: Path) -> tuple[Parts, dict[str, Any]]:
         parts[part] = {n: torch.cat([hf.pop(x) for x in them]) for n, them in whole.items()}
     parts["predictor"] |= {f"mask_tokens.{i}": x for i, x in enumerate(holes)}
     parts["one encoder"] |= hf  # what is left has no place with us, and will be named
-    return parts, {"shape": shape, "mask_token": 1}
+    told = {"shape": shape, "mask_token": 1}
+    if "vidlearn" in config:  # exported by us: how its clips were made
+        told["clips"] = Config.from_json(json.dumps(config["vidlearn"]))
+    return parts, told
 
 
 def _shape(path: Path, weights: Weights, guess: Weights, given: dict[str, Any]) -> ModelConfig:
@@ -292,7 +303,8 @@ def export_hf(folder: str | Path, model: Pretrained) -> Path:
     cfg, predictor, folder = model.cfg, model.predictor, Path(folder)
     if cfg.pos != "rope2" or cfg.dense or predictor is None:
         why = f"pos={cfg.pos}, dense={cfg.dense}, {'no' if predictor is None else 'a'} predictor"
-        raise ConfigError(f"{folder}: {why}; transformers has V-JEPA 2 only, whole")
+        how = "Export a run that was trained with --pos rope2"
+        raise ConfigError(f"{model.about['path']}: {why}; transformers has V-JEPA 2 only. {how}")
     state = model.encoder.state_dict() | predictor.state_dict()
     holes = [state.pop(f"mask_tokens.{i}") for i in range(cfg.mask_tokens)]
     asked = holes.pop(model.mask_token)
@@ -302,6 +314,7 @@ def export_hf(folder: str | Path, model: Pretrained) -> Path:
         hf |= {twin: y.contiguous() for twin, y in zip(twins, x.chunk(len(twins)))}
     config = {theirs: getattr(cfg, mine) for mine, theirs in FIELDS.items()} | FIXED
     config |= {"architectures": ["VJEPA2Model"], "pred_num_mask_tokens": len(hf[HOLES])}
+    config |= {"vidlearn": json.loads(model.config.to_json())}  # how clips are made; others skip it
     data = safetensors.torch.save(hf, {"format": "pt"})
     checkpoint.write(folder / "model.safetensors", lambda f: f.write(data))
     text = json.dumps(config, indent=2)  # last: without it the folder is not a model

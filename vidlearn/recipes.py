@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from vidlearn.sample import ClipSpec
     from vidlearn.transform import ClipTransform
 
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool}
+
 
 @dataclass(frozen=True)
 class Config:
     """Every choice of one training run; the batch is the *global* one, which N processes share."""
 
     about: Annotated[str, tyro.conf.Suppress] = ""  # command, cost and expected result
-    # the clips
     size: int = 224  # Side of the square crop, in pixels
     frames: int = 16  # Frames a clip
     stride_frames: int = 4  # Frames from one frame of the clip to the next
@@ -45,7 +46,6 @@ class Config:
     backend: str = "decord"  # Decoder: decord, pyav or torchcodec
     workers: int = 4  # Loader processes for each training process
     max_bad_share: float = 0.05  # Stop when more than this share of the videos cannot be read
-    # the model
     patch: int = 16  # Side of a patch, in pixels
     tubelet: int = 2  # Frames a token spans
     width: int = 1024  # Width of the encoder
@@ -59,7 +59,6 @@ class Config:
     dense: bool = False  # Predict the context, too, and what else V-JEPA 2.1 has
     levels: int = 1  # Depths of the encoder that are predicted: 1, or 4 with --dense
     recompute: bool = False  # Save memory: forget what blocks computed until the backward pass
-    # the task
     masks: str = "vjepa"  # Kinds of masks: vjepa (short and long), future, short, long or tube
     mask_cut: str = "fair"  # fair, or vjepa1 for the published cut
     mask_cycle: bool = False  # Take one kind of mask a step in turn instead of all kinds every step
@@ -69,7 +68,6 @@ class Config:
     context_ramp: tuple[int, int] = (15_000, 30_000)  # Steps between which that weight rises from 0
     token_var: float = 0.0  # Weight of V-JEPA's variance term on the predictions
     var_cov: float = 0.0  # Weight of the variance-covariance term on the context features
-    # the optimiser
     batch: int = 3072  # Clips a step, over all processes
     steps: int = 90_000  # Steps of the run
     warmup: int = 12_000  # Steps of the learning rate's rise
@@ -89,27 +87,26 @@ class Config:
     shard: bool = False  # Share weights and optimiser among the processes (FSDP2), for ViT-g and up
     bf16_grads: bool = False  # Exchange gradients in half the bytes
     seed: int = 0  # Seed of everything
-    # the run
     threads: int = 1  # CPU threads of each process
     log_every: int = 10  # Steps between two lines of the log
     save_every: int = 1000  # Steps between two checkpoints
     tensorboard: bool = False  # Write TensorBoard files as well
 
     # What may differ between a run and its continuation.
-    _FREE = (
-        "about", "backend", "workers", "log_every", "save_every", "tensorboard", "threads",
-        "compile", "recompute", "shard", "bf16_grads",
-    )  # fmt: skip
+    _FREE = "about backend workers log_every save_every tensorboard threads compile recompute shard"
 
     def __post_init__(self) -> None:
         may_be_0 = ("workers", "warmup", "seed", "anneal", "clip_start")
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
+            kind, option = str(field.type), f"--{name.replace('_', '-')} {value!r}"
             if isinstance(value, list):  # JSON and TOML have no tuples
                 object.__setattr__(self, name, tuple(value))
-            least = 1 if field.type == "int" and name not in may_be_0 else 0
-            if field.type in ("int", "float") and not value >= least:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+            if not isinstance(value, _KINDS.get(kind, (str, list, tuple))):
+                raise ConfigError(f"{option}: give {kind}")
+            least = 1 if kind == "int" and name not in may_be_0 else 0
+            if kind in ("int", "float") and not value >= least:
+                raise ConfigError(f"{option}: give {least} or more")
 
     def model(self) -> ModelConfig:
         """The shape of the model."""
@@ -147,19 +144,19 @@ class Config:
     def differences(self, other: Config) -> list[str]:
         """Fields that make this another run than `other`, each as 'name: mine, theirs'."""
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return [f"{n}: {a}, {b}" for n, a, b in pairs if a != b and n not in self._FREE]
+        return [f"{n}: {a}, {b}" for n, a, b in pairs if a != b and n not in self._FREE.split()]
 
 
 def _read(path: Path, known: Mapping[str, Config]) -> dict[str, Config]:
     """The recipes of a TOML file, each a table; `base` names what it starts from."""
+    found: dict[str, Config] = {}
     try:
-        tables, found = tomllib.loads(path.read_text("utf-8")), dict(known)
-        for name, choices in tables.items():
-            base = found[choices.pop("base")] if "base" in choices else Config()
-            found[name] = replace(base, **choices)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = "give TOML as in vidlearn/recipes.toml"
-        raise ConfigError(f"{path}: no recipes in it ({error}): {remedy}") from error
+        for name, choices in tomllib.loads(path.read_text("utf-8")).items():
+            start = {"": Config(), **known, **found}[choices.pop("base", "")]
+            found[name] = replace(start, **choices)
+    except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        remedy = "give a table, [name], of a run's choices, as the API reference shows"
+        raise ConfigError(f"{path}: no recipe in it ({error}): {remedy}") from error
     return found
 
 
@@ -167,9 +164,12 @@ RECIPES = _read(Path(__file__).with_suffix(".toml"), {})
 
 
 def recipe(name: str) -> Config:
-    """The recipe of this name, or the last one of a TOML file of yours; ConfigError: neither."""
+    """The recipe of this name, or the one in a TOML file of yours; ConfigError: neither."""
     if name.endswith(".toml"):
-        return list(_read(Path(name), RECIPES).values())[-1]
+        own = list(_read(Path(name), RECIPES).values())
+        if len(own) != 1:
+            raise ConfigError(f"{name}: {len(own)} recipes in it: give one table, [name]")
+        return own[0]
     if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}; known recipes: {', '.join(RECIPES)}")
+        raise ConfigError(f"no recipe {name!r} (it comes first); known: {', '.join(RECIPES)}")
     return RECIPES[name]

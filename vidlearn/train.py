@@ -171,8 +171,7 @@ def train_step(
     """One step: masks, forward, backward, clipping, AdamW, then the target encoder.
 
     Changes `state` in place. `batch` is this rank's share of the global batch, on its device;
-    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`);
-    `mark` is told what begins, for those who take times.
+    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`).
     Returns the step's numbers; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist

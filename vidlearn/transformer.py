@@ -1,7 +1,7 @@
-"""The transformer block that encoder, predictor and probe are made of.
+"""The transformer block that encoder, predictor and probe are made of, under published names.
 
-Input: tokens [B, N, D], and for rotary positions cosines and sines. Output: tokens. Names are those
-of the published checkpoints. Taught in chapter 8. Source: Dosovitskiy et al. 2021 (ViT).
+Tokens [B, N, D] in and out, turned by rotary positions (cosines and sines) where there are some.
+Taught in chapter 8. Source: Dosovitskiy et al. 2021 (ViT).
 """
 
 from torch import Tensor, nn
