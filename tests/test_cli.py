@@ -147,6 +147,8 @@ def bad(videos, tmp_path):
         ("bench step nope", "no recipe 'nope' (it comes first); known: laptop, "),
         ("train {tmp}/column.csv.toml", "{tmp}/column.csv.toml: No such file"),
         ("train laptop --data {tmp}/x.mp4", "x.mp4: is a single video. Give"),
+        ("train laptop --fall foo", "--fall 'foo': give cosine or linear"),
+        ("train laptop --rates foo", "--rates 'foo': give exact or vjepa1"),
         ("train laptop --steps 0", "--steps 0: give 1 or more"),
         ("train laptop --lr -1", "--lr -1.0: give 0 or more"),
         ("train laptop --data {videos} --backend foo", "there is no backend 'foo'"),

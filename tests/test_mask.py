@@ -112,6 +112,8 @@ def test_tubes_hide_the_same_places_in_all_frames():
     mask = fair_masks(MASKS["tube"][0], VIT_GRID, [(0, i) for i in range(8)])
     for context, target in zip(mask.context_BK, mask.target_BK):
         assert len((context % 196).unique()) <= 19 and not {*(context % 196)} & {*(target % 196)}
+    with pytest.raises(ConfigError, match="masks='tube' have no published cut: take --mask-cut"):
+        make_masks("tube", "vjepa1", VIT_GRID, seed=0, step=0, indices=[0], cycle=False)
     hidden = draw_hidden(MaskSpec(0, 0.75), (4, 8, 8), np.random.default_rng(0))
     assert (hidden == hidden[:1]).all() and hidden[0].sum() == 48
 

@@ -174,7 +174,8 @@ def test_the_context_counts_as_its_ramp_says(data):
     config = dataclasses.replace(TINY, **dense)
     batch, found = next(load(config, open_data(data), init_distributed())), {}
     for step, weight in ((0, 0.0), (0, 0.5), (15, 0.5), (20, 0.5)):
-        state = build(dataclasses.replace(config, context_loss=weight), init_distributed())
+        state = build(config, init_distributed())
+        state.config = dataclasses.replace(config, context_loss=weight)
         masks = make_masks("future", "fair", state.model.cfg.grid, seed=0, step=0,
                            indices=range(4), cycle=False)  # fmt: skip
         state.step, state.votes[0] = step, 4
@@ -182,6 +183,15 @@ def test_the_context_counts_as_its_ramp_says(data):
     plain, half, whole = found[0, 0.0], found[15, 0.5], found[20, 0.5]
     assert found[0, 0.5] == plain and whole > 1.1 * plain
     assert half - plain == pytest.approx((whole - plain) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"context_loss": 0.5}, {**V2, **V21, "context_loss": 0.0}, {**V2, **V21, "levels": 1}],
+)
+def test_a_dense_model_is_trained_whole_or_not(options):
+    with pytest.raises(ConfigError, match="--dense trains with --levels 4 and a --context-loss"):
+        build(dataclasses.replace(TINY, **options), init_distributed())
 
 
 def test_gradients_are_clipped_from_the_step_on_that_is_asked_for(data):

@@ -42,11 +42,11 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """[B, N, D] -> logits [B, classes]."""
-        pooler: Any = self.pooler
-        blocks = nn.Sequential(*pooler["blocks"] if "blocks" in pooler else ())
-        if self.after:
-            return self.linear(blocks(self._read(tokens_BND)[:, None])[:, 0])
-        return self.linear(self._read(blocks(tokens_BND)))
+        x = self._read(tokens_BND)[:, None] if self.after else tokens_BND
+        blocks: Any = self.pooler["blocks"] if "blocks" in self.pooler else ()
+        for block in blocks:
+            x = block(x)
+        return self.linear(x[:, 0] if self.after else self._read(x))
 
     def _read(self, x_BND: Tensor) -> Tensor:
         pooler: Any = self.pooler

@@ -42,9 +42,7 @@ def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
     steps = range(1 if config.mask_cut == "fair" else 20)
     drawn = [make_masks(config.masks, config.mask_cut, grid, step=s, **how) for s in steps]
     shapes = [[(m.context_BK.shape[1], m.target_BK.shape[1]) for m in masks] for masks in drawn]
-    return [
-        (context, target) for context, target in np.rint(np.mean(shapes, 0)).astype(int).tolist()
-    ]
+    return [(c, t) for c, t in np.rint(np.mean(shapes, 0)).astype(int).tolist()]
 
 
 def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
@@ -107,9 +105,7 @@ def plan(
         raise ConfigError(f"--gpus {gpus}: a batch of {config.batch} needs one of its divisors")
     if peak is None and clips_per_s is None:
         known = ", ".join(GPUS)
-        raise ConfigError(
-            f"--gpu {gpu!r} has no peak here (known: {known}); measure: --clips-per-s"
-        )
+        raise ConfigError(f"--gpu {gpu!r} has no peak here (known: {known}). Give --clips-per-s")
     if not 0 < mfu <= 1 or usd < 0 or (clips_per_s is not None and clips_per_s <= 0):
         text = f"--mfu {mfu}, --usd {usd}, --clips-per-s {clips_per_s}"
         raise ConfigError(f"{text}: a share above 0 up to 1, a price, and clips above 0")
@@ -118,7 +114,7 @@ def plan(
     per_clip, saved = one["tflop"] / few, one["saved_gib"] / few
     rate = clips_per_s or mfu * float(peak or 0) / per_clip
     hours = config.batch * config.steps / rate / 3600
-    # Weights and optimiser may be shared out, which leaves those of one block at a time.
+    # Weights and optimiser may be shared out; the block that is whole for a moment is not counted.
     memory = (one["memory_gib"] - few * saved) / (gpus if config.shard else 1) + clips * saved
     found = {
         "million_parameters": one["parameters"] / 1e6, "tflop_per_clip": per_clip,

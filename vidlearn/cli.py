@@ -73,7 +73,7 @@ def probe(
     """Probe a frozen encoder, beside a random one and pixels.
 
     Args:
-        checkpoint: a checkpoint, an exported encoder, or the folder of a run.
+        checkpoint: a run's folder, a checkpoint, or path or name of published weights.
         data: folder of class folders, or manifest.
         json: write the numbers here as well.
         seed: of the random encoder, and of the split where the data has none.
@@ -102,7 +102,8 @@ def import_weights(
         out: file to write.
         frames: frames of the clips to probe, where positions allow others.
         size: side of the clips, in the same way.
-        heads: attention heads, for a width that was not published; pred_heads: of its predictor.
+        heads: attention heads, for a width that was not published.
+        pred_heads: those of the predictor, in the same way.
     """
     from vidlearn.checkpoint import export_encoder
     from vidlearn.pretrained import load_pretrained

@@ -169,6 +169,8 @@ def make_masks(
         raise ConfigError(f"{text}; known cuts are fair and vjepa1")
     specs = list(enumerate(MASKS[names]))
     specs = [specs[step % len(specs)]] if cycle else specs
+    if cut == "vjepa1" and not all(spec.blocks for _, spec in specs):
+        raise ConfigError(f"masks={names!r} have no published cut: take --mask-cut fair")
     if cut == "fair":
         keys = {kind: [(seed, kind, step, i) for i in indices] for kind, _ in specs}
         return [fair_masks(spec, grid, keys[kind]) for kind, spec in specs]

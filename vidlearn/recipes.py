@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vidlearn.transform import ClipTransform
 
 _KINDS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool}
+_KNOWN = {"fall": ("cosine", "linear"), "rates": ("exact", "vjepa1")}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Config:
             least = 1 if kind == "int" and name not in may_be_0 else 0
             if kind in ("int", "float") and not value >= least:
                 raise ConfigError(f"{option}: give {least} or more")
+            if value not in (known := _KNOWN.get(name, (value,))):
+                raise ConfigError(f"{option}: give {' or '.join(known)}")
 
     def model(self) -> ModelConfig:
         """The shape of the model."""

@@ -20,12 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as td
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -78,6 +73,9 @@ def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
 
 def build(config: Config, dist: Dist) -> State:
     """A fresh model and optimiser, equal on all ranks."""
+    whole = (config.levels == 4, config.context_loss > 0)  # else some weights get no gradient
+    if whole != (config.dense,) * 2:
+        raise ConfigError("--dense trains with --levels 4 and a --context-loss, and they with it")
     torch.manual_seed(config.seed)
     model = VJEPA(config.model()).to(dist.device)
     on_gpu = dist.device.type == "cuda"
@@ -171,7 +169,8 @@ def train_step(
     """One step: masks, forward, backward, clipping, AdamW, then the target encoder.
 
     Changes `state` in place. `batch` is this rank's share of the global batch, on its device;
-    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`).
+    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`); `mark`
+    is told what begins, for those who take times.
     Returns the step's numbers; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist
@@ -220,15 +219,15 @@ def metrics_of(state: State, numbers: dict[str, Any]) -> dict[str, float]:
     return {"step": state.step, "loss": loss, **floats, **health}
 
 
-def save(state: State, out: Path) -> Path | None:
-    """Write a checkpoint from rank 0; the others wait for it."""
+def save(state: State, out: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Write a checkpoint from rank 0; the others wait for it. Its path and weights, on rank 0."""
     path, about = None, {"config": state.config.to_json(), "step": state.step}
     model, optimizer = get_state_dict(state.model, state.optimizer, options=WHOLE)
     if state.dist.is_main:
         parts = {"model": model, "optimizer": optimizer}
         path = checkpoint.save(out / "checkpoints", state.step, {**about, **parts})
     state.dist.barrier()
-    return path
+    return path, model
 
 
 def resume(state: State, out: Path) -> bool:
@@ -322,8 +321,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
 
 def _finish(state: State, out: Path, log: RunLog) -> dict[str, Any]:
     """The last checkpoint, the exported encoder, and where the run stands."""
-    c, main, path = state.config, state.dist.is_main, save(state, out)
-    weights: dict[str, Any] = get_model_state_dict(state.model, options=WHOLE)
+    c, main, (path, weights) = state.config, state.dist.is_main, save(state, out)
     if main:
         prefix = "target_encoder."
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
