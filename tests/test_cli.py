@@ -259,6 +259,10 @@ def test_published_weights_are_probed_and_exported(videos, tmp_path, capsys, mon
     weights, meta = checkpoint.load_encoder(out)
     assert weights.keys() == net.encoder.state_dict().keys()
     assert '"mlp_ratio": 2.0' in meta["config"] and '"pos": "rope2"' in meta["config"]
+    other = ("--out", tmp_path / "c.safetensors", "--encoder", "context", *clip)
+    assert inside(capsys, "import", tmp_path / "vit.pt", *other)[0] == 0
+    status, _, err = inside(capsys, "probe", tmp_path / "c.safetensors", videos)
+    assert status == 2 and "no target encoder in it, but the context encoder" in err
     status, said, _ = inside(capsys, "export", tmp_path / "vit.pt", "--out", tmp_path / "hf")
     assert (status, said) == (0, f"{tmp_path / 'hf'}\n")
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["hidden_size"] == 192

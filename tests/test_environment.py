@@ -37,7 +37,7 @@ PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("d
 def requirements() -> list[Requirement]:
     """Everything that pyproject.toml asks for, with all extras (tomllib is newer than 3.10)."""
     lists = re.findall(r"^(\w+) = \[(.*?)\]$", PYPROJECT, re.DOTALL | re.MULTILINE)
-    wanted = ("dependencies", "book", "test", "tensorboard")
+    wanted = ("dependencies", "book", "test")
     blocks = [block for name, block in lists if name in wanted]
     lines = [re.sub(r"^\s*#.*$", "", block, flags=re.MULTILINE) for block in blocks]
     return [Requirement(text) for block in lines for text in re.findall(r'"([^"]+)"', block)]
@@ -100,8 +100,8 @@ def test_conda_file_installs_the_same() -> None:
         python.removeprefix("python=")
     )
     lines = next(d for d in conda["dependencies"] if isinstance(d, dict))["pip"]
-    assert lines == ["-c constraints.txt", "-e .[book,test,tensorboard]"]
-    assert "[book,test,tensorboard]" in (ROOT / "tools" / "setup.sh").read_text("utf-8")
+    assert lines == ["-c constraints.txt", "-e .[book,test]"]
+    assert "[book,test]" in (ROOT / "tools" / "setup.sh").read_text("utf-8")
 
 
 def test_one_version_everywhere() -> None:

@@ -15,7 +15,8 @@ from vidlearn.datasets.synth import draw
 from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
 from vidlearn.recipes import recipe
-from vidlearn.train import build, load, train_step
+from vidlearn.step import build, train_step
+from vidlearn.train import load
 
 TINY = dataclasses.replace(
     recipe("laptop"), size=32, frames=8, width=24, depth=1, heads=2, pred_width=12, pred_depth=1,
@@ -60,6 +61,14 @@ def test_breakdown_names_every_part_and_adds_up(data):
     assert numbers["mfu"] is None and 0.05 < numbers["peak_memory_gib"] < 64
     seconds = numbers["step_ms"] / 1e3
     assert numbers["tflops"] * seconds == pytest.approx(numbers["tflop_per_step"])
+
+
+def test_logging_is_shared_by_the_steps_between_two_lines(data):
+    often, rarely = (
+        measure.step_breakdown(dataclasses.replace(TINY, log_every=n), data, steps=3)["logging_ms"]
+        for n in (1, 1000)
+    )
+    assert 0 < rarely < 0.1 * often
 
 
 def test_the_share_of_the_peak_where_it_is_known(data, monkeypatch):

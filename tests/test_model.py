@@ -57,11 +57,13 @@ def test_without_positions_time_has_no_order():
 def test_training_pass_shapes_and_gradients():
     model = small()
     masks = [fair_masks(s, SMALL.grid, [(0, i) for i in range(2)]) for s in MASKS["vjepa"]]
-    target, predictions, contexts = model(torch.randn(2, 3, 4, 16, 16), masks, [0, 1])
+    clips = torch.randn(2, 3, 4, 16, 16)
+    target = model.teach(clips)
     assert target.shape == (2, 32, 24) and not target.requires_grad
-    for mask, z, c in zip(masks, predictions, contexts):
+    for kind, mask in enumerate(masks):
+        z, c = model(clips, mask, kind)
         assert z.shape[:2] == mask.target_BK.shape and c.shape[:2] == mask.context_BK.shape
-    sum(z.pow(2).sum() for z in predictions).backward()
+        z.pow(2).sum().backward()
     assert all(p.grad is not None for p in model.encoder.parameters())
     assert all(p.grad is not None for p in model.predictor.parameters())
     assert all(p.grad is None for p in model.target_encoder.parameters())
@@ -153,7 +155,8 @@ def test_a_dense_model_predicts_the_context_after_the_targets():
     torch.manual_seed(0)
     model = VJEPA(DENSE)
     mask = fair_masks(MASKS["vjepa"][0], SMALL.grid, [(0, i) for i in range(2)])
-    target, (z,), (context,) = model(torch.randn(2, 3, 4, 16, 16), [mask], [0])
+    clips = torch.randn(2, 3, 4, 16, 16)
+    target, (z, context) = model.teach(clips), model(clips, mask)
     n, k = mask.target_BK.shape[1], mask.context_BK.shape[1]
     assert z.shape == (2, n + k, 96) and target.shape == (2, 32, 96) and context.shape[-1] == 96
     with torch.no_grad():

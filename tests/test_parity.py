@@ -26,13 +26,18 @@ from vidlearn import (
     model,
     pretrained,
     probe,
+    recipes,
     sample,
     schedule,
     tokens,
-    train,
     transform,
 )  # fmt: skip
+from vidlearn import (
+    step as steps,
+)
 from vidlearn.attentive import AttentiveProbe
+from vidlearn.batch import Batch
+from vidlearn.dist import init_distributed
 
 FOLDER = ROOT / os.environ.get("VIDLEARN_PARITY", "../shared/parity")
 if not FOLDER.is_dir():
@@ -129,7 +134,7 @@ def test_encoder_and_predictor(name, dtype):
         final = predictor.predictor_blocks[-1]
         final.register_forward_pre_hook(lambda _block, inputs: asked.append(inputs))
     x = clips.get("clip", clips.get("image"))
-    embedded, grid = encoder.embed(x)
+    grid = encoder.embed(x)[1]
     out = {"out.full": encoder(x), **{f"out.{key}": encoder(clip) for key, clip in clips.items()}}
     if encoder.cfg.pos == "sincos":
         out["out.pos_embed_interp"] = tokens.resize_table(encoder.pos_embed, encoder.cfg.grid, grid)
@@ -139,7 +144,7 @@ def test_encoder_and_predictor(name, dtype):
         out["out.layers"] = torch.stack([encoder.norm(y) for y in layers[-len(encoder.blocks) :]])
         # Two masks of one length: the second is the first, its rows in the other order.
         out["out.masked_concat"] = encoder(torch.cat([x, x]), torch.cat([both[0], both[0].flip(0)]))
-        out[f"out.multimask{i}"] = encoder.encode(embedded, grid, m.context_BK)  # as in training
+        out[f"out.multimask{i}"] = context
         of_full = out["out.full"].take_along_dim(m.context_BK[..., None], 1)
         for token in reversed(range(len(predictor.mask_tokens))):
             out[f"out.pred_full_context_maskidx{token}"] = predictor(of_full, *both, token)
@@ -222,16 +227,18 @@ def lr_of(kind, o, step):
 
 def v1_rates(o, step):
     """lr, weight decay, momentum by our `set_rates`, of a run that ends early, as published."""
-    steps, ends = o["ipe"] * o["epochs"], [(f"{x}wd", f"{x}weight_decay") for x in ("", "final_")]
+    n_steps, ends = o["ipe"] * o["epochs"], [(f"{x}wd", f"{x}weight_decay") for x in ("", "final_")]
     rates = {"lr_start": o["start_lr"], "lr": o["lr"], "lr_final": o["final_lr"]}
     rates["weight_decay"] = tuple(o.get(a, o.get(b)) for a, b in ends)
     warmup = int(o["warmup"] * o["ipe"])
-    config = train.Config(steps=steps, warmup=warmup, ema=tuple(o["ema"]), rates="vjepa1", **rates)
+    config = recipes.Config(
+        steps=n_steps, warmup=warmup, ema=tuple(o["ema"]), rates="vjepa1", **rates
+    )
     assert o["ipe_scale"] == 1.25, "the published stretch, the only one that ships"
     group = {"decay": True}
     optimizer = SimpleNamespace(param_groups=[group])
     state = SimpleNamespace(config=config, step=step, optimizer=optimizer)
-    found = train.set_rates(state)
+    found = steps.set_rates(state)
     assert found[:2] == (group["lr"], group["weight_decay"])
     return list(found)
 
@@ -249,11 +256,10 @@ def stored_run(name, patch):
     """Our `build` with the stored weights, and our step with the inputs of iteration i."""
     case, t = load(name)
     weights, o = part(t, "w0."), case["optimization"]
-    second, loss = name.startswith("v2"), case["loss"]
-    patch.setattr(train.Config, "model", lambda _: config_of(name, weights))
-    patch.setattr(train, "normalize", lambda clips, _: clips)  # stored as the model sees them
-    how = dict(loss_power=loss["loss_exp"], token_var=loss.get("reg_coeff", 0.0))
-    state = train.build(train.Config(one_token=second, **how), train.init_distributed())
+    second, options = name.startswith("v2"), case["loss"]
+    patch.setattr(recipes.Config, "model", lambda _: config_of(name, weights))
+    how = dict(loss_power=options["loss_exp"], token_var=options.get("reg_coeff", 0.0))
+    state = steps.build(recipes.Config(one_token=second, **how), init_distributed())
     target = {f"target_encoder.{k}": v for k, v in part(weights, "encoder.").items()}
     state.model.double().load_state_dict({**weights, **target})
     buckets = [f".f{n}" for n in dict.fromkeys(case.get("fpcs", []))] or [""]
@@ -263,24 +269,28 @@ def stored_run(name, patch):
         state.config, decay = replace(state.config, clip_grad=limit or 0.0), case["wd_per_group"][i]
         for group, weight_decay in zip(state.optimizer.param_groups, decay):
             group.update(lr=case["lr"][i], weight_decay=weight_decay)
-        losses, numbers, number = [], {}, case.get("batch_for_iteration", range(99))[i]
+        losses, seen, number = [], [], case.get("batch_for_iteration", range(99))[i]
         first = len([k for k in t if k.startswith("in.clip_int8.") and k.endswith(buckets[0])])
         for kind, bucket in enumerate(buckets):  # of V-JEPA 2 each has a mask token
             clips = t[f"in.clip_int8.{number % first}{bucket}"].double() / 32
-            state.wrapped = lambda *args, n=kind: state.model(*args[:2], [n] * len(args[1]))
-            state.wrapped = state.wrapped if second else state.model
+            outputs, target = [], state.model.teach(clips)
+            state.wrapped = lambda *args, kept=outputs: kept.append(state.model(*args)) or kept[-1]
             n = torch.arange(len(clips))
             state.votes[0] = len(clips)
             masks = masks_of(name, f"in.it{i}{bucket}.mask_")
-            batch = train.Batch(clips, n, n, n >= 0, [])
+            batch = Batch(clips, n, n, n >= 0, [])
             if not kind:
                 state.optimizer.zero_grad()
-            found, per_clip, *_ = train.forward_loss(state, batch, masks)
+            pairs = [(kind if second else token, mask) for token, mask in enumerate(masks)]
+            goal = loss.normalize_target(target)  # clips are stored as the model sees them
+            found, per_clip, _ = steps.forward_loss(state, batch, goal, pairs)
             losses.append((found, per_clip.mean()))
+            seen.append((target, *zip(*outputs)))
         total, latent = (torch.stack(x).mean() for x in zip(*losses))
-        numbers = train.update(state, total, case["momentum"][i])
+        total.backward()
+        numbers = steps.update(state, case["momentum"][i])
         norms = [numbers["grad_encoder"], numbers["grad_predictor"]] if limit else []
-        return total, [latent, *norms]
+        return total, [latent, *norms], seen
 
     return state, step
 
@@ -288,8 +298,7 @@ def stored_run(name, patch):
 @pytest.mark.parametrize("name", [x for x in files("v?_train*") if "ckpt" not in x])
 def test_training_run(name, monkeypatch):
     """Groups, rates, losses, gradient norms; all of the first iteration; weights at the end."""
-    (state, step), (case, t), seen = stored_run(name, monkeypatch), load(name), []
-    state.model.register_forward_hook(lambda _model, _inputs, out: seen.append(out))
+    (state, step), (case, t) = stored_run(name, monkeypatch), load(name)
     names = {p: k for k, p in state.model.named_parameters()}
     for ours, theirs in zip(state.optimizer.param_groups, case.get("param_groups", [])):
         stored = part(dict.fromkeys(theirs["params"]))  # where the fixed tables are parameters
@@ -300,11 +309,11 @@ def test_training_run(name, monkeypatch):
         rates = v1_rates(case["optimization"], i)
         stored = case["lr"][i], case["wd_per_group"][i][0], case["momentum"][i]
         assert rates == pytest.approx(stored, rel=1e-9), f"rates, {i}"
-        total, ours = step(i)  # the loss, and where gradients are clipped their norms before
+        total, ours, seen = step(i)  # the losses, and where gradients are clipped their norms
         theirs = dict(zip(case["csv_header"], row))  # rounded to five places
         assert total.item() == pytest.approx(theirs["loss"], abs=6e-6), f"iteration {i}"
         columns = ("loss-jepa" if "loss-jepa" in theirs else "loss", *GRADS)
-        reg = loss.token_variance(seen[-1][1]).item()
+        reg = loss.token_variance([*seen[-1][1]]).item()
         assert reg == pytest.approx(theirs.get("reg-loss", reg), abs=6e-6), f"iteration {i}"
         for mine, column in zip(ours, columns):
             assert mine.item() == pytest.approx(theirs[column], abs=6e-6), f"{column}, {i}"

@@ -312,6 +312,12 @@ def test_hugging_face_there_and_back_is_the_same(hugging, tmp_path):
     assert configs[1].items() <= configs[0].items()
 
 
+def test_a_config_that_is_no_table_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"its config\.json is a list, not a model's"):
+        load_pretrained(tmp_path)
+
+
 def test_an_export_to_hugging_face_keeps_how_clips_are_made(hugging, tmp_path):
     hugging.save_pretrained(tmp_path / "one")
     found = load_pretrained(tmp_path / "one")
@@ -434,7 +440,7 @@ def spoil(kind, folder):
          "it has state_dict, arch. Take the published file"),
         ("tensor", "it has Tensor. Take"),
         ("image", "x.pt: no video encoder of V-JEPA; its weights: ['pos_embed', 'patch_"),
-        ("encoder", "x.pt: no target encoder in it, but encoder"),
+        ("encoder", "x.pt: no target encoder in it, but the context encoder"),
         ("weights", "x.pt belongs to another model; weights: 1 missing (norm.bias ...); "
          "1 unexpected (extra ...); 1 differ (norm.weight (5,), not (24,) ...)"),
         ("predictor", "x.pt belongs to another model; weights: 1 missing (predictor_proj.bias "),

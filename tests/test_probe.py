@@ -18,7 +18,8 @@ from vidlearn.errors import ConfigError
 from vidlearn.model import Encoder
 from vidlearn.pretrained import load_pretrained
 from vidlearn.recipes import recipe
-from vidlearn.train import build, save
+from vidlearn.step import build
+from vidlearn.train import save
 from vidlearn.transform import normalize
 
 TINY = dataclasses.replace(

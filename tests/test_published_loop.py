@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vidlearn import dist, mask, train
+from vidlearn import dist, mask, step
 from vidlearn.batch import Batch
 from vidlearn.recipes import Config
 
@@ -22,8 +22,8 @@ SMALL = Config(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_equal_to_our_step(dtype, monkeypatch):
     """Losses, norms, gradients of three steps, and all weights after them."""
-    monkeypatch.setattr(train, "normalize", lambda clips, _: clips)
-    state = train.build(SMALL, dist.init_distributed())
+    monkeypatch.setattr(step, "normalize", lambda clips, _: clips)
+    state = step.build(SMALL, dist.init_distributed())
     state.model.to(dtype)
     with torch.no_grad():  # a fresh model's biases and mask tokens are 0: their terms must count
         for p in state.model.parameters():
@@ -38,7 +38,7 @@ def test_equal_to_our_step(dtype, monkeypatch):
     state.optimizer.register_step_pre_hook(keep_gradients)
     for i in range(3):
         clips = torch.randn(SMALL.batch, 3, SMALL.frames, SMALL.size, SMALL.size, dtype=dtype)
-        numbers = train.train_step(state, Batch(clips, n, n, n >= 0, []))
+        numbers = step.train_step(state, Batch(clips, n, n, n >= 0, []))
         key = dict(seed=SMALL.seed, step=i, indices=n.tolist(), cycle=False)
         masks = mask.make_masks("vjepa", "vjepa1", state.model.cfg.grid, **key)
         rates = numbers["lr"], numbers["weight_decay"], numbers["ema"]

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "vidlearn"
 ORDER = (
     *("errors", "storage", "decode", "sample", "transform", "datasets", "batch", "tokens", "mask"),
     *("transformer", "model", "attentive", "loss", "schedule", "dist", "checkpoint", "recipes"),
-    *("pretrained", "runlog", "budget", "train", "probe", "measure", "cli", "__main__"),
+    *("pretrained", "runlog", "budget", "step", "train", "probe", "measure", "cli", "__main__"),
 )
 TOTAL_LINES = 3500
 FILE_LINES = 350

@@ -19,19 +19,21 @@ from vidlearn.datasets import open_data
 from vidlearn.datasets.synth import make
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.loss import normalize_target
 from vidlearn.mask import make_masks
 from vidlearn.recipes import recipe
 from vidlearn.runlog import RunLog, read_metrics
-from vidlearn.train import (
+from vidlearn.step import (
+    backward,
     build,
     compile_blocks,
     forward_loss,
-    load,
     parameter_groups,
     set_rates,
-    train,
     train_step,
-)  # fmt: skip
+)
+from vidlearn.train import load, train
+from vidlearn.transform import normalize
 
 TINY = dataclasses.replace(
     recipe("laptop"),
@@ -145,6 +147,12 @@ def test_other_ways_to_share_a_model(data, tmp_path, options, off):
     config = dataclasses.replace(TINY, **options)
     finish(start(data, tmp_path / "other", world=2, config=config))
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=off)
+    # AdamW does not notice gradients that are all too long; their norms do.
+    norms = [
+        [m["grad_encoder"] for m in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("other", "plain")
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=30 * off)
     a, b = weights(tmp_path / "other"), weights(tmp_path / "plain")
     assert a.keys() == b.keys()
     apart = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
@@ -159,6 +167,31 @@ def test_a_run_goes_on_with_shared_weights_where_one_process_stopped(data, tmp_p
     text = finish(start(data, tmp_path / "cut", world=2, config=shared))
     assert "goes on at step 6 of 8" in text
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.parametrize("version", [{}, V2, {**V2, **V21}], ids=["1", "2", "2.1"])
+def test_one_mask_at_a_time_equals_all_at_once(data, version):
+    """The gradients of turns with one mask each, against those of the mean loss of all masks."""
+    config = dataclasses.replace(TINY, **{"masks": "vjepa", "mask_cycle": False, **version})
+    batch, found = next(load(config, open_data(data), init_distributed())), []
+    for together in (False, True):
+        state = build(config, init_distributed())
+        pixels = dataclasses.replace(batch, clips=normalize(batch.clips, config.input_norm))
+        goal = normalize_target(state.model.teach(pixels.clips), config.levels)
+        key = {"seed": 0, "step": 0, "indices": range(4), "cycle": False}
+        masks = make_masks(config.masks, "fair", state.model.cfg.grid, **key)
+        pairs = [(0 if config.one_token else kind, mask) for kind, mask in enumerate(masks)]
+        state.votes[0] = 4
+        if together:
+            loss, per_clip, reg = forward_loss(state, pixels, goal, pairs)
+            loss.backward()
+        else:
+            per_clip, reg = backward(state, pixels, goal, pairs)
+        found.append([per_clip, reg, *(p.grad for p in state.model.parameters())])
+    assert len(pairs) == 2 and found[0][1] > 0
+    for one, both in zip(*found):
+        assert (one is None) == (both is None)
+        torch.testing.assert_close(one, both, rtol=1e-5, atol=1e-8)
 
 
 def step_of(data, **options):
@@ -176,10 +209,13 @@ def test_the_context_counts_as_its_ramp_says(data):
     for step, weight in ((0, 0.0), (0, 0.5), (15, 0.5), (20, 0.5)):
         state = build(config, init_distributed())
         state.config = dataclasses.replace(config, context_loss=weight)
-        masks = make_masks("future", "fair", state.model.cfg.grid, seed=0, step=0,
-                           indices=range(4), cycle=False)  # fmt: skip
+        how = {"seed": 0, "step": 0, "indices": range(4), "cycle": False}
+        masks = make_masks("future", "fair", state.model.cfg.grid, **how)
         state.step, state.votes[0] = step, 4
-        found[step, weight] = forward_loss(state, batch, masks)[0].item()
+        pixels = dataclasses.replace(batch, clips=normalize(batch.clips, config.input_norm))
+        goal = normalize_target(state.model.teach(pixels.clips), config.levels)
+        loss, *_ = forward_loss(state, pixels, goal, [(0, mask) for mask in masks])
+        found[step, weight] = loss.item()
     plain, half, whole = found[0, 0.0], found[15, 0.5], found[20, 0.5]
     assert found[0, 0.5] == plain and whole > 1.1 * plain
     assert half - plain == pytest.approx((whole - plain) / 2, rel=1e-4)

@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from published_loop import PublishedLoop
-from vidlearn import dist, mask, measure, train
+from vidlearn import dist, mask, measure, step
 from vidlearn.batch import Batch
 from vidlearn.model import SIZES, VJEPA
 from vidlearn.recipes import Config
@@ -34,6 +35,36 @@ RUNS = {  # by size: our side, then the published ones to compare with
     "tiny": ("ours", "published"),
     "small": ("ours_bf16", "published", "published_bf16"),
 }
+
+
+class Kept:
+    """The most bytes that backward passes needed at one time, weights among them."""
+
+    def __init__(self) -> None:
+        self.users: Counter[int] = Counter()  # of each storage
+        self.now = self.most = 0
+
+    def pack(self, x: torch.Tensor) -> tuple[torch.Tensor, "Held"]:
+        """For `saved_tensors_hooks`: the tensor, and what tells when it is let go."""
+        return x, Held(self, x.untyped_storage())
+
+    def count(self, storage: torch.UntypedStorage, change: int) -> None:
+        """One user more or fewer of a storage."""
+        before, where = self.users[storage.data_ptr()], storage.data_ptr()
+        self.users[where] += change
+        self.now += storage.nbytes() * ((self.users[where] > 0) - (before > 0))
+        self.most = max(self.most, self.now)
+
+
+class Held:
+    """One saved tensor's storage, counted until autograd lets it go."""
+
+    def __init__(self, kept: Kept, storage: torch.UntypedStorage) -> None:
+        self.kept, self.storage = kept, storage
+        kept.count(storage, 1)
+
+    def __del__(self) -> None:
+        self.kept.count(self.storage, -1)
 
 
 def worker(size: str, who: str, narrow: bool) -> None:
@@ -50,31 +81,24 @@ def worker(size: str, who: str, narrow: bool) -> None:
     batch = Batch(clips, n, n, n >= 0, [])
     ours = theirs = None
     if who.startswith("ours"):
-        ours = train.build(c, dist.init_distributed())
+        ours = step.build(c, dist.init_distributed())
     else:
         torch.manual_seed(c.seed)
         theirs = PublishedLoop(cfg, VJEPA(cfg).state_dict(), bf16=bf16)
-    kept: dict[int, Any] = {}  # what the first step's backward pass needs, weights among it
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
-        return x
+    kept = Kept()
 
     for i, _ in enumerate(sys.stdin):
         masks = mask.make_masks(c.masks, c.mask_cut, cfg.grid, step=i, **key)
-        train.normalize, train.make_masks = lambda clips, _: clips, lambda *_a, _m=masks, **_k: _m
-        watch = contextlib.nullcontext() if i else saved_tensors_hooks(keep, lambda x: x)
+        step.normalize, step.make_masks = lambda clips, _: clips, lambda *_a, _m=masks, **_k: _m
+        watch = contextlib.nullcontext() if i else saved_tensors_hooks(kept.pack, lambda x: x[0])
         began = time.process_time()
         with watch:
             if theirs:
                 theirs.step(clips, masks, (1e-4, 0.04, 0.998))
             if ours:
-                train.train_step(ours, batch)
+                step.train_step(ours, batch)
         print(time.process_time() - began, flush=True)
-        if not i:
-            bytes_kept = sum(x.nbytes() for x in kept.values())
-            kept.clear()
-    print(bytes_kept / 2**20)
+    print(kept.most / 2**20)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
 # No find-links here: a universal lock would otherwise pin the CPU build's local version.
 env -u UV_FIND_LINKS -u PIP_FIND_LINKS "$uv" pip compile --quiet --universal --python-version 3.10 \
-    --extra book --extra test --extra tensorboard --no-annotate --no-header pyproject.toml \
+    --extra book --extra test --no-annotate --no-header pyproject.toml \
   | grep -viE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)(==|\[)' > constraints.tmp
 {
   echo "# Exact versions that the tests passed with. Written by tools/lock.sh; do not edit."

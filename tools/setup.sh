@@ -51,6 +51,6 @@ else
 fi
 printf 'setup: installing the pinned packages (1 to 3 GB with everything; several GB more with CUDA)\n'
 .venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraints constraints.txt \
-  ${backend[@]+"${backend[@]}"} --editable ".[book,test,tensorboard]"
+  ${backend[@]+"${backend[@]}"} --editable ".[book,test]"
 checksum > "$stamp"
 printf 'setup: done in %d s\n' $((SECONDS - start))

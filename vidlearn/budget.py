@@ -71,23 +71,28 @@ def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
                 kept[x.untyped_storage()._cdata] = x.untyped_storage()
             return x
 
-        masks = [Mask(*(torch.zeros(clips, n, dtype=torch.long) for n in pair)) for pair in lengths]
-        pixels = torch.empty(clips, 3, cfg.frames, cfg.size, cfg.size)
         half = torch.autocast("cpu", torch.bfloat16, config.bf16)
-        with saved_tensors_hooks(keep, lambda x: x), half:
-            _, predictions, _ = model(pixels, masks, [0] * len(masks))
-        torch.stack([z.float().mean() for z in predictions]).sum().backward()
+        pixels, saved = torch.empty(clips, 3, cfg.frames, cfg.size, cfg.size), []
+        for pair in lengths:
+            mask = Mask(*(torch.zeros(clips, n, dtype=torch.long) for n in pair))
+            with saved_tensors_hooks(keep, lambda x: x), half:
+                prediction, _ = model(pixels, mask)
+            prediction.float().mean().backward()
+            saved.append(sum(storage.nbytes() for storage in kept.values()))
+            kept.clear()
+        with half:
+            model.teach(pixels)
     counts = {name: sum(ops.values()) / 1e12 for name, ops in counter.get_flop_counts().items()}
     target, turns = counts["VJEPA.target_encoder"], len(lengths) if config.mask_cycle else 1
     predictor, total = counts["VJEPA.predictor"] / turns, counter.get_total_flops() / 1e12
     context = (total - target) / turns - predictor  # kinds of masks may take turns
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    saved = sum(storage.nbytes() for storage in kept.values())
+    keeps = sum(saved) if config.token_var else max(saved)  # else one mask at a time
     return {
         "tflop": target + context + predictor,
         "target": target, "context": context, "predictor": predictor, "parameters": trained,
-        "memory_gib": (16 * trained + 4 * frozen + saved) / 2**30, "saved_gib": saved / 2**30,
+        "memory_gib": (16 * trained + 4 * frozen + keeps) / 2**30, "saved_gib": keeps / 2**30,
     }  # fmt: skip
 
 

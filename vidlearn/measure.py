@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidlearn import budget, dist, train
+from vidlearn import budget, dist, step, train
 from vidlearn.datasets import Manifest
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
@@ -103,7 +103,7 @@ class _Laps:
         self.marks.clear()
         return total
 
-    def watch(self, state: train.State) -> None:
+    def watch(self, state: step.State) -> None:
         """Hooks that mark where each part of `train_step` begins."""
 
         def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
@@ -139,15 +139,15 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
-    state, laps, loader = train.build(config, me), _Laps(me.device), train.load(config, data, me)
+    state, laps, loader = step.build(config, me), _Laps(me.device), train.load(config, data, me)
     laps.watch(state)
     for _ in range(steps + 3):
         laps.mark("load_wait_ms")
         batch = next(loader)  # on the device; on CUDA the copy was started a step ago
         laps.mark("prepare_ms")
-        numbers = train.train_step(state, batch, mark=laps.mark)
+        numbers = step.train_step(state, batch, mark=laps.mark)
         laps.mark("logging_ms")
-        train.metrics_of(state, numbers)
+        step.metrics_of(state, numbers)
         laps.mark("")
         rows.append(laps.totals_ms())
         rows[-1]["logging_ms"] /= config.log_every

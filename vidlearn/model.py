@@ -19,19 +19,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from vidlearn import tokens
 from vidlearn.errors import ConfigError
 from vidlearn.mask import Mask
-from vidlearn.tokens import (
-    FrameEmbed,
-    Grid,
-    TubeletEmbed,
-    gather_tokens,
-    positions,
-    resize_table,
-    rotary_table,
-    sincos_table,
-    token_grid,
-)
+from vidlearn.tokens import Grid
 from vidlearn.transformer import Block, Rotary, init_weights
 
 # width, depth, heads and MLP ratio of the published vision transformers
@@ -95,7 +86,7 @@ class ModelConfig:
     def grid(self) -> Grid:
         """Tokens in time, height and width."""
         tubelet = 1 if self.frames == 1 else self.tubelet
-        return token_grid(self.frames, self.size, self.size, self.patch, tubelet)
+        return tokens.token_grid(self.frames, self.size, self.size, self.patch, tubelet)
 
     @property
     def out_width(self) -> int:
@@ -138,38 +129,39 @@ class Encoder(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        frame, tubelet = (cfg.patch, cfg.width), (cfg.patch, cfg.tubelet, cfg.width)
-        self.patch_embed = FrameEmbed(*frame) if cfg.frames == 1 else TubeletEmbed(*tubelet)
+        self.patch_embed = tokens.TubeletEmbed(cfg.patch, cfg.tubelet, cfg.width)
+        if cfg.frames == 1:
+            self.patch_embed = tokens.FrameEmbed(cfg.patch, cfg.width)
         if cfg.pos == "sincos":
-            self.register_buffer("pos_embed", sincos_table(cfg.width, cfg.grid))
+            self.register_buffer("pos_embed", tokens.sincos_table(cfg.width, cfg.grid))
         shape = cfg.width, cfg.heads, cfg.mlp_ratio
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.depth))
         norms = [nn.LayerNorm(cfg.width, eps=1e-6) for _ in range(4 if cfg.dense else 1)]
         if cfg.dense:
-            self.patch_embed_img = TubeletEmbed(cfg.patch, 1, cfg.width)
+            self.patch_embed_img = tokens.TubeletEmbed(cfg.patch, 1, cfg.width)
             self.norms_block = nn.ModuleList(norms)
             _add_marks(self, cfg.width)
         else:
             self.norm = norms[0]
         _start(self, self.blocks, cfg)
 
-    def embed(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
-        """All tokens with their positions added, and their grid: [B, N, D]."""
+    def embed(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """All tokens, or the kept, with their positions added: [B, N or K, D]; and the grid."""
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
         image = self.cfg.dense and frames == 1
         patches = self.patch_embed_img if image else self.patch_embed
-        x = patches(clip_BCTHW)
+        x = patches(clip_BCTHW, keep_BK)
         height, width = clip_BCTHW.shape[-2:]
-        grid = token_grid(frames, height, width, self.cfg.patch, patches.tubelet)
+        grid = tokens.token_grid(frames, height, width, self.cfg.patch, patches.tubelet)
         if self.cfg.pos == "sincos":
-            x = x + resize_table(self.pos_embed, self.cfg.grid, grid)
+            table = tokens.resize_table(self.pos_embed, self.cfg.grid, grid)
+            x = x + (table if keep_BK is None else tokens.gather_tokens(table, keep_BK))
         return x + _mark(self, image) if self.cfg.dense else x, grid
 
-    def encode(self, tokens_BND: Tensor, grid: Grid, keep_BK: Tensor | None = None) -> Tensor:
-        """Run the blocks on all tokens, or on the kept ones: [B, N or K, out_width]."""
-        cfg = self.cfg
-        rotary = _rotary(cfg, grid, keep_BK, cfg.width // cfg.heads, tokens_BND)
-        x = tokens_BND if keep_BK is None else gather_tokens(tokens_BND, keep_BK)
+    def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, out_width]."""
+        cfg, (x, grid) = self.cfg, self.embed(clip_BCTHW, keep_BK)
+        rotary = _rotary(cfg, grid, keep_BK, cfg.width // cfg.heads, x)
         norms = list(self.norms_block if cfg.dense else [self.norm])[-cfg.levels :]
         levels: list[Tensor] = []
         for number, block in enumerate(self.blocks, 1):
@@ -177,10 +169,6 @@ class Encoder(nn.Module):
             if number * cfg.levels % cfg.depth == 0:
                 levels.append(norms[len(levels)](x))
         return levels[0] if cfg.levels == 1 else torch.cat(levels, dim=-1)
-
-    def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
-        """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, out_width]."""
-        return self.encode(*self.embed(clip_BCTHW), keep_BK)
 
 
 def _mark(net: nn.Module, image: bool) -> Tensor:
@@ -193,13 +181,13 @@ def _rotary(
     """Cosines and sines for the kept tokens, once for all blocks; None where tables are added."""
     if cfg.pos == "sincos":
         return None
-    place = positions(grid, like.device)
+    place = tokens.positions(grid, like.device)
     if cfg.pos == "rope21":  # frames of any size span the 16 x 16 places of the first training
         span = torch.tensor([1, *(15 / max(1, n - 1) for n in grid[1:])], dtype=torch.float64)
         place = place * span.to(like.device)
     place = place[None] if keep_BK is None else place[keep_BK]
     exact = torch.promote_types(like.dtype, torch.float32)  # bfloat16 would blur the positions
-    cos, sin = rotary_table(place, head, layout=cfg.pos, dtype=exact)
+    cos, sin = tokens.rotary_table(place, head, layout=cfg.pos, dtype=exact)
     return cos[:, None], sin[:, None]
 
 
@@ -217,7 +205,7 @@ class Predictor(nn.Module):
             first = nn.Linear(cfg.out_width, cfg.width)
             self.predictor_embed = nn.Sequential(first, nn.GELU(), self.predictor_embed)
         if cfg.pos == "sincos":
-            self.register_buffer("predictor_pos_embed", sincos_table(width, cfg.grid))
+            self.register_buffer("predictor_pos_embed", tokens.sincos_table(width, cfg.grid))
         holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
         self.mask_tokens = nn.ParameterList(holes)
         shape = width, cfg.pred_heads, 4.0  # whatever the encoder has, as published
@@ -243,8 +231,8 @@ class Predictor(nn.Module):
         batch, n_target = target_BK.shape
         hole = self.mask_tokens[kind].to(x.dtype).expand(batch, n_target, -1)
         if cfg.pos == "sincos":
-            x = x + gather_tokens(self.predictor_pos_embed, context_BK)
-            hole = hole + gather_tokens(self.predictor_pos_embed, target_BK)
+            x = x + tokens.gather_tokens(self.predictor_pos_embed, context_BK)
+            hole = hole + tokens.gather_tokens(self.predictor_pos_embed, target_BK)
         keep = torch.cat([context_BK, target_BK], dim=1)
         rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         x = torch.cat([x, hole], dim=1)
@@ -273,24 +261,18 @@ class VJEPA(nn.Module):
             weight.requires_grad_("img_" not in name and "_img" not in name)  # DDP waits for all
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
-    def forward(
-        self, clip_BCTHW: Tensor, masks: list[Mask], kinds: list[int]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One training pass over normalised pixels, with `kinds[i]` as mask token of `masks[i]`.
+    @torch.no_grad()
+    def teach(self, clip_BCTHW: Tensor) -> Tensor:
+        """What the target encoder says of normalised pixels, whole: [B, N, out_width]."""
+        return self.target_encoder(clip_BCTHW)
 
-        Returns all target features [B, N, D] without gradient, then for each mask the
-        predictions [B, Kt, D] and the context features [B, Kc, D].
-        """
-        with torch.no_grad():
-            target = self.target_encoder(clip_BCTHW)
-        tokens, grid = self.encoder.embed(clip_BCTHW)  # one patch embedding for all masks
-        predictions, contexts = [], []
-        for mask, kind in zip(masks, kinds):
-            context = self.encoder.encode(tokens, grid, mask.context_BK)
-            contexts.append(context)
-            both = mask.context_BK, mask.target_BK
-            predictions.append(self.predictor(context, *both, kind, grid=grid))
-        return target, predictions, contexts
+    def forward(self, clip_BCTHW: Tensor, mask: Mask, kind: int = 0) -> tuple[Tensor, Tensor]:
+        """Predictions [B, Kt, D] and context features [B, Kc, D], with the mask token `kind`."""
+        tubelet = self.encoder.patch_embed.tubelet
+        frames, height, width = clip_BCTHW.shape[2:]
+        grid = tokens.token_grid(frames, height, width, self.cfg.patch, tubelet)
+        context = self.encoder(clip_BCTHW, mask.context_BK)  # hidden tokens are not even embedded
+        return self.predictor(context, mask.context_BK, mask.target_BK, kind, grid=grid), context
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:

@@ -94,7 +94,9 @@ def load_pretrained(
     parts, told = _read(path)
     part = next((name for name in PARTS[encoder] if name in parts), None)
     if part is None:
-        raise ConfigError(f"{path}: no {encoder} encoder in it, but {', '.join(parts)}")
+        others = [kind for kind, names in PARTS.items() if {*names} & {*parts}]
+        has = f"the {others[0]} encoder: ask for that one" if others else ", ".join(parts)
+        raise ConfigError(f"{path}: no {encoder} encoder in it, but {has}")
     weights, guess, config = parts[part], parts.get("predictor", {}), told.get("config")
     if config:
         config = replace(config, **shape)

@@ -91,10 +91,9 @@ class Config:
     threads: int = 1  # CPU threads of each process
     log_every: int = 10  # Steps between two lines of the log
     save_every: int = 1000  # Steps between two checkpoints
-    tensorboard: bool = False  # Write TensorBoard files as well
 
     # What may differ between a run and its continuation.
-    _FREE = "about backend workers log_every save_every tensorboard threads compile recompute shard"
+    _FREE = "about backend workers log_every save_every threads compile recompute shard"
 
     def __post_init__(self) -> None:
         may_be_0 = ("workers", "warmup", "seed", "anneal", "clip_start")
@@ -140,6 +139,7 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """The Config that `to_json` wrote."""
         saved = json.loads(text)
+        saved.pop("tensorboard", None)  # of version 0.1.0
         if odd := sorted(set(saved) - {f.name for f in fields(cls)}):
             raise ConfigError(f"config: unknown fields {odd}; it was written by another version")
         return cls(**saved)

@@ -1,20 +1,17 @@
 """What a run says while it trains: a progress bar, a log file, metrics as JSON lines.
 
-Input: numbers of a step. Output: `train.log`, `metrics.jsonl` (one object a line), TensorBoard
-files on request, and a live bar on a terminal. Only rank 0 writes. Taught in chapter 11.
+Input: numbers of a step. Output: `train.log`, `metrics.jsonl` (one object a line), and
+a live bar on a terminal. Only rank 0 writes. Taught in chapter 11.
 """
 
 import json
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
 
 
@@ -28,7 +25,6 @@ class RunLog:
 
     def __init__(self, out: Path, step: int, config: Config, *, active: bool) -> None:
         self.active, self.out, self.file = active, out, out / "metrics.jsonl"
-        self.board: Any = None
         live = active and sys.stderr.isatty()
         self.bar = Progress(console=Console(stderr=True), disable=not live)
         self.task = self.bar.add_task(f"step {step}", total=config.steps, completed=step)
@@ -38,12 +34,6 @@ class RunLog:
             kept = [m for m in read_metrics(self.file) if m["step"] <= step]
             self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
         (out / "config.json").write_text(config.to_json() + "\n")
-        if config.tensorboard:
-            if not find_spec("tensorboard"):
-                raise ConfigError("--tensorboard needs pip install 'vidlearn[tensorboard]'")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(out / "tensorboard"))
 
     def __enter__(self) -> "RunLog":
         self.bar.start()
@@ -51,8 +41,6 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.board:
-            self.board.close()
 
     def say(self, text: str) -> None:
         """One line for people, to `train.log` and the terminal."""
@@ -68,9 +56,6 @@ class RunLog:
             return
         with open(self.file, "a") as f:
             f.write(json.dumps({**metrics, "bad_videos": bad}) + "\n")
-        if self.board:
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, metrics["step"])
         text = f"step {metrics['step']:6d}  loss {metrics['loss']:.4f}"
         self.bar.update(self.task, completed=metrics["step"], description=text)
         text += f"  spread {metrics['spread']:.3f}  rank {metrics['effective_rank']:.1f}"

@@ -18,41 +18,34 @@ from vidlearn.errors import ConfigError
 Grid = tuple[int, int, int]  # tokens in time, height and width
 
 
-class FrameEmbed(nn.Module):
-    """Each frame cut into square patches, each projected: uniform frame sampling."""
-
-    def __init__(self, patch: int, width: int, channels: int = 3) -> None:
-        super().__init__()
-        self.tubelet, self.patch = 1, patch
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """[B, C, T, H, W] or [B, C, H, W] -> tokens [B, N, D]."""
-        if clip_BCTHW.ndim == 4:
-            clip_BCTHW = clip_BCTHW.unsqueeze(2)
-        planes = self.proj(clip_BCTHW.transpose(1, 2).flatten(0, 1))  # [B*T, D, h, w]
-        planes = planes.unflatten(0, (len(clip_BCTHW), -1))
-        return planes.flatten(3).transpose(2, 3).flatten(1, 2)
-
-
 class TubeletEmbed(nn.Module):
     """Boxes of `tubelet` frames x `patch` x `patch` pixels, each projected."""
 
     def __init__(self, patch: int, tubelet: int, width: int, channels: int = 3) -> None:
         super().__init__()
         self.tubelet, self.patch, box = tubelet, patch, (tubelet, patch, patch)
-        self.proj = nn.Conv3d(channels, width, kernel_size=box, stride=box)
+        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv3d(channels, width, kernel_size=box, stride=box)
 
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """[B, C, T, H, W] -> tokens [B, N, D]."""
-        # Boxes as rows, then one linear map: what the Conv3d computes, and faster on a CPU.
+    def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W], or an image [B, C, H, W] -> tokens [B, N, D], or the kept [B, K, D]."""
+        # Boxes as rows, then one linear map: what the convolution computes, and faster on a CPU.
         x, channels = clip_BCTHW, self.proj.in_channels
+        x = x.unsqueeze(2) if x.ndim == 4 and self.tubelet == 1 else x
         if x.ndim != 5 or x.shape[1] != channels:
             raise ConfigError(f"a clip of shape {list(x.shape)}: give [B, {channels}, T, H, W]")
-        for axis, k in zip((4, 3, 2), reversed(self.proj.kernel_size)):
+        for axis, k in zip((4, 3, 2), (self.patch, self.patch, self.tubelet)):
             x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        x = x if keep_BK is None else gather_tokens(x, keep_BK)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class FrameEmbed(TubeletEmbed):
+    """Each frame cut into square patches, each projected: uniform frame sampling."""
+
+    def __init__(self, patch: int, width: int, channels: int = 3) -> None:
+        super().__init__(patch, 1, width, channels)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
 
 def token_grid(frames: int, height: int, width: int, patch: int, tubelet: int) -> Grid:

@@ -7,8 +7,8 @@ there, the resize does not antialias: small pictures of large frames shimmer in 
 """
 
 import math
+from collections import namedtuple
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,7 @@ from vidlearn.errors import ConfigError, VidlearnError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Box(NamedTuple):
-    """A part of the frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Box = namedtuple("Box", "top left height width")  # a part of the frame, in pixels
 
 
 def crop_box(
