@@ -214,6 +214,22 @@ def test_the_last_block_of_the_predictor_asks_for_the_targets_only():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_the_ways_to_embed_agree():
+    """Learning, by one linear map; else, in full precision, by the convolution; kept or whole."""
+    torch.manual_seed(0)
+    embed, x = TubeletEmbed(4, 2, 24), torch.randn(2, 3, 4, 16, 16)
+    keep = torch.tensor([[0, 3, 31], [5, 6, 7]])
+    learned, kept = embed(x), embed(x, keep)
+    assert learned.grad_fn.name().startswith(("Add", "View", "Reshape", "Unsafe"))
+    with torch.no_grad():
+        exact, some = embed(x), embed(x, keep)
+        assert torch.equal(exact, embed.proj(x).flatten(2).transpose(1, 2))
+    assert torch.equal(exact, embed.eval()(x)) and torch.equal(some, embed(x, keep))
+    torch.testing.assert_close(learned, exact, atol=1e-5, rtol=0)
+    for picked, whole in ((kept, learned), (some, exact)):
+        torch.testing.assert_close(picked, whole[torch.arange(2)[:, None], keep])
+
+
 def test_tubelets_by_one_linear_map_are_the_convolution():
     embed, x = TubeletEmbed(4, 2, 24), torch.randn(2, 3, 5, 17, 18)
     plain = embed.proj(x).flatten(2).transpose(1, 2)  # what is left at the sides is cut off

@@ -21,7 +21,7 @@ import vidlearn
 from vidlearn import checkpoint, pretrained
 from vidlearn.attentive import AttentiveProbe
 from vidlearn.errors import ConfigError
-from vidlearn.model import VJEPA, ModelConfig
+from vidlearn.model import VJEPA, Encoder, ModelConfig, Predictor
 from vidlearn.pretrained import HEADS, NAMES, load_pretrained, load_probe
 from vidlearn.recipes import Config
 
@@ -45,7 +45,7 @@ def shake(net, seed=0):
     with torch.no_grad():
         for x in net.parameters():
             x.add_(torch.randn(x.shape, generator=g) * 0.1)
-    return net.requires_grad_(False)
+    return net.eval().requires_grad_(False)
 
 
 def model_of(cfg):
@@ -300,6 +300,32 @@ def test_to_hugging_face_and_back(hugging, tmp_path, kinds):
     back = load_pretrained(folder)
     assert same(back.encoder.state_dict(), found.encoder.state_dict())
     assert torch.equal(back.predictor.mask_tokens[1], found.predictor.mask_tokens[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_weights_agree_with_hugging_face_to_1e_6(tmp_path, seed):
+    """In float32, both ways: as transformers starts a model, and as we do."""
+    transformers = pytest.importorskip("transformers")
+    shape = dict(
+        crop_size=64, frames_per_clip=8, patch_size=16, tubelet_size=2, hidden_size=96,
+        num_hidden_layers=4, num_attention_heads=3, pred_hidden_size=48,
+        pred_num_hidden_layers=2, pred_num_attention_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    theirs = transformers.VJEPA2Model(transformers.VJEPA2Config(**shape)).eval()
+    theirs.save_pretrained(tmp_path / "one")
+    found = load_pretrained(tmp_path / "one")
+    fresh = replace(found, encoder=Encoder(found.cfg), predictor=Predictor(found.cfg))
+    read = transformers.VJEPA2Model.from_pretrained
+    back = read(pretrained.export_hf(tmp_path / "two", fresh)).eval()
+    clip = torch.randn(2, 3, 8, 64, 64)
+    (context, target), kind = indices(found.cfg), found.mask_token
+    for hers, ours in ((theirs, found), (back, fresh)):
+        with torch.no_grad():
+            out = hers(clip.transpose(1, 2), context_mask=[context], target_mask=[target])
+            mine = ours.encoder(clip), guess(ours.encoder, ours.predictor, clip, kind, ours.cfg)
+        for x, y in zip((out.last_hidden_state, out.predictor_output.last_hidden_state), mine):
+            assert y.std() > 0.1 and (x - y).abs().max() < 1e-6
 
 
 def test_hugging_face_there_and_back_is_the_same(hugging, tmp_path):

@@ -1,9 +1,8 @@
 """What a training step and a run cost, before they are run: FLOPs, memory, GPU-hours, money.
 
-Input: a Config. Output: numbers. The real model is run on tensors that have shapes but no
-content, so every layer counts itself. Traded: only matrix products and attention count (2 FLOPs
-for a product and a sum; what a backward pass computes again does not), and memory is what PyTorch
-keeps for the backward pass, without the allocator's gaps. Taught in chapter 9.
+Input: a Config. Output: numbers. The real model runs on tensors with shapes but no content. Traded:
+only matrix products and attention count (2 FLOPs for a product and a sum; not what a backward pass
+computes again), and memory is what PyTorch keeps, without the allocator's gaps. Chapter 9.
 """
 
 import re

@@ -268,9 +268,8 @@ class VJEPA(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor, mask: Mask, kind: int = 0) -> tuple[Tensor, Tensor]:
         """Predictions [B, Kt, D] and context features [B, Kc, D], with the mask token `kind`."""
-        tubelet = self.encoder.patch_embed.tubelet
-        frames, height, width = clip_BCTHW.shape[2:]
-        grid = tokens.token_grid(frames, height, width, self.cfg.patch, tubelet)
+        boxes, (frames, height, width) = self.encoder.patch_embed, clip_BCTHW.shape[2:]
+        grid = tokens.token_grid(frames, height, width, boxes.patch, boxes.tubelet)
         context = self.encoder(clip_BCTHW, mask.context_BK)  # hidden tokens are not even embedded
         return self.predictor(context, mask.context_BK, mask.target_BK, kind, grid=grid), context
 

@@ -268,7 +268,7 @@ def _build(make: Callable[[], Net], weights: Weights, path: str | Path) -> Net:
         net = make()
     checkpoint.check_matches(weights, net, path)
     net.to_empty(device="cpu").load_state_dict(weights)
-    return net
+    return net.eval()
 
 
 def load_probe(path: str | Path, heads: int = 16, eps: float = 1e-5) -> AttentiveProbe:

@@ -1,8 +1,7 @@
 """One training step: the model as all processes train it, losses, gradients, new weights.
 
-Input: a Config, a batch on the device. Output: a changed State, and the step's numbers. The same
-code runs in one process on a CPU and in many on GPUs; every random number follows from (seed,
-step, sample), so N processes see the clips and masks that one would. Chapters 1, 9 and 11.
+Input: a Config, a batch on the device. Output: a changed State, and the step's numbers. One CPU or
+many GPUs: randomness follows from (seed, step, sample) alone. Taught in chapters 1, 9 and 11.
 """
 
 import inspect
@@ -60,8 +59,7 @@ def build(config: Config, dist: Dist) -> State:
         raise ConfigError("--dense trains with --levels 4 and a --context-loss, and they with it")
     torch.manual_seed(config.seed)
     model = VJEPA(config.model()).to(dist.device)
-    on_gpu = dist.device.type == "cuda"
-    if on_gpu and config.compile:  # the fair cut has few lengths, each worth a kernel of its own
+    if config.compile and dist.device.type == "cuda":  # the fair cut has few lengths
         compile_blocks(model, dynamic=config.mask_cut != "fair")
     wrapped = _share(model, config, dist) if dist.world > 1 else model
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=True)

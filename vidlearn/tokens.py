@@ -28,11 +28,15 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W], or an image [B, C, H, W] -> tokens [B, N, D], or the kept [B, K, D]."""
-        # Boxes as rows, then one linear map: what the convolution computes, and faster on a CPU.
         x, channels = clip_BCTHW, self.proj.in_channels
         x = x.unsqueeze(2) if x.ndim == 4 and self.tubelet == 1 else x
         if x.ndim != 5 or x.shape[1] != channels:
             raise ConfigError(f"a clip of shape {list(x.shape)}: give [B, {channels}, T, H, W]")
+        learns = (self.training and torch.is_grad_enabled()) or isinstance(self.proj, nn.Conv2d)
+        if not (learns or torch.is_autocast_enabled(x.device.type)):
+            x = self.proj(x).flatten(2).transpose(1, 2)  # to the rounding of others' readers
+            return x if keep_BK is None else gather_tokens(x, keep_BK)
+        # Boxes as rows, then one linear map: the same sums, of the kept boxes only, and faster.
         for axis, k in zip((4, 3, 2), (self.patch, self.patch, self.tubelet)):
             x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
