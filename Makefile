@@ -9,7 +9,7 @@ nbval := -p tests.nbval_plugin --nbval --nbval-sanitize-with tests/nbval_sanitiz
 pytest := $(python) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test gpu lab serve notebooks lint clean
+.PHONY: help setup book test gpu ablations lab serve notebooks lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ test: setup ## all tests: package, notebooks (strict), planted errors, prose, pa
 
 gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/_static/records/gpu.json
 	@$(python) tools/gpu_record.py
+
+ablations: setup ## change one part of `laptop` at a time, three seeds each (half an hour)
+	@OMP_NUM_THREADS=1 $(python) tools/ablate.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab book

@@ -148,8 +148,9 @@ def test_two_processes_learn_what_one_learns(data, tmp_path, version):
 )
 def test_other_ways_to_share_a_model(data, tmp_path, options, off):
     """Weights shared out, or gradients in half the bytes: the curve of two plain copies."""
-    finish(start(data, tmp_path / "plain", world=2))
-    config = dataclasses.replace(TINY, **options)
+    plain = dataclasses.replace(TINY, **KINDS)
+    finish(start(data, tmp_path / "plain", world=2, config=plain))
+    config = dataclasses.replace(plain, **options)
     finish(start(data, tmp_path / "other", world=2, config=config))
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=off)
     # AdamW does not notice gradients that are all too long; their norms do.

@@ -31,6 +31,7 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
     "base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0), "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 16, 48 / 11), "gigantic": (1664, 48, 16, 64 / 13),
 }  # fmt: skip
+MARKS = ("video_mod_embed", "img_mod_embed")  # of V-JEPA 2.1
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _start(net: nn.Module, blocks: nn.ModuleList, cfg: ModelConfig) -> None:
 
 def _add_marks(net: nn.Module, width: int) -> None:
     """What V-JEPA 2.1 adds to all tokens of an image, and to those of a video."""
-    for name in ("img_mod_embed", "video_mod_embed"):
+    for name in MARKS:
         net.register_parameter(name, nn.Parameter(torch.randn(1, 1, width) * 1e-6))
 
 
@@ -156,7 +157,7 @@ class Encoder(nn.Module):
         if self.cfg.pos == "sincos":
             table = tokens.resize_table(self.pos_embed, self.cfg.grid, grid)
             x = x + (table if keep_BK is None else tokens.gather_tokens(table, keep_BK))
-        return x + _mark(self, image) if self.cfg.dense else x, grid
+        return x + getattr(self, MARKS[image]) if self.cfg.dense else x, grid
 
     def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] and optional indices [B, K] -> features [B, N or K, out_width]."""
@@ -169,10 +170,6 @@ class Encoder(nn.Module):
             if number * cfg.levels % cfg.depth == 0:
                 levels.append(norms[len(levels)](x))
         return levels[0] if cfg.levels == 1 else torch.cat(levels, dim=-1)
-
-
-def _mark(net: nn.Module, image: bool) -> Tensor:
-    return net.img_mod_embed if image else net.video_mod_embed  # type: ignore[return-value]
 
 
 def _rotary(
@@ -236,7 +233,7 @@ class Predictor(nn.Module):
         keep = torch.cat([context_BK, target_BK], dim=1)
         rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         x = torch.cat([x, hole], dim=1)
-        x = x + _mark(self, image) if cfg.dense else x
+        x = x + getattr(self, MARKS[image]) if cfg.dense else x
         *blocks, final = self.predictor_blocks
         for block in blocks:
             x = _run(block, cfg, x, rotary)
@@ -268,9 +265,9 @@ class VJEPA(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor, mask: Mask, kind: int = 0) -> tuple[Tensor, Tensor]:
         """Predictions [B, Kt, D] and context features [B, Kc, D], with the mask token `kind`."""
+        context = self.encoder(clip_BCTHW, mask.context_BK)  # hidden tokens are not even embedded
         boxes, (frames, height, width) = self.encoder.patch_embed, clip_BCTHW.shape[2:]
         grid = tokens.token_grid(frames, height, width, boxes.patch, boxes.tubelet)
-        context = self.encoder(clip_BCTHW, mask.context_BK)  # hidden tokens are not even embedded
         return self.predictor(context, mask.context_BK, mask.target_BK, kind, grid=grid), context
 
     @torch.no_grad()

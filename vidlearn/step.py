@@ -154,8 +154,10 @@ def backward(
     state: State, batch: Batch, goal_BND: Tensor, masks: list[tuple[int, Mask]]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the mean loss of all masks; returns each clip's loss [B] and the regulariser."""
-    # Forward and back for one mask at a time: half the memory. Only token_variance wants them all.
-    turns = [masks] if state.config.token_var else [[mask] for mask in masks]
+    # One mask at a time takes 0.6 of the memory; only token_variance wants them all. The dearest
+    # comes last: in its backward pass the ranks share gradients.
+    turns = [[mask] for mask in sorted(masks, key=lambda mask: mask[1].context_BK.shape[1])]
+    turns = [masks] if state.config.token_var else turns
     found, tokens = [], state.model.predictor.mask_tokens
     for turn in turns:
         copies: Any = state.wrapped if turn is not turns[-1] else None

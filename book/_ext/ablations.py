@@ -1,0 +1,96 @@
+"""The table and the figure of `tools/ablate.py`, drawn from its record when the book is built.
+
+    ```{ablations} ```    of _static/records/ablations.json
+
+So the page says what the record says. Numbers are means over seeds, with the lowest and highest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import show
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from vidbook import table
+
+RECORD = Path("_static/records/ablations.json")
+HEAD = ("changed", "loss", "explained, %", "effective rank", "new clips, %", "new objects, %")
+COLUMNS = (("loss", 1, ".2f"), ("explained", 100, ".0f"), ("effective_rank", 1, ".0f"))
+PANELS = {"loss": 1, "explained": 100, "effective_rank": 1, "val": 1}
+STYLES, COLOURS = ("-", "--", "-.", ":"), (show.BLUE, show.ORANGE, show.GREEN, show.RED)
+
+
+def by_name(record: dict[str, Any]) -> dict[str, list[list[dict[str, float]]]]:
+    """The curves of each variant, one a seed, in the order of the record."""
+    curves: dict[str, list[list[dict[str, float]]]] = {}
+    for run in record["runs"]:
+        curves.setdefault(run["name"], []).append(run["curve"])
+    return curves
+
+
+def cell(values: list[float], form: str) -> str:
+    """Mean, lowest and highest: "58 (55 to 60)"."""
+    texts = [f"{x:{form}}" for x in (sum(values) / len(values), min(values), max(values))]
+    mean, low, high = (x.lstrip("-") if float(x) == 0 else x for x in texts)
+    return f"{mean} ({low} to {high})".replace("-", "\u2212")
+
+
+def rows(record: dict[str, Any]) -> list[list[str]]:
+    """A line for each variant; before an arrow stands what its encoder had at step 0."""
+    lines = []
+    for name, found in by_name(record).items():
+        ends = [curve[-1] for curve in found]
+        cells = [cell([scale * end[k] for end in ends], form) for k, scale, form in COLUMNS]
+        for k in ("val", "test"):
+            start = sum(curve[0][k] for curve in found) / len(found)
+            cells.append(f"{start:.0f} \u2192 {cell([end[k] for end in ends], '.0f')}")
+        lines.append([name, *cells])
+    return lines
+
+
+def figure(record: dict[str, Any], names: list[str]) -> show.Picture:
+    """Loss, explained share, rank and probe along the steps, of some variants, seed by seed."""
+    drawn, axes = show.axes(2, 2, height_in=4.4)
+    labels = ("loss", "explained, %", "effective rank", "new clips, % right")
+    for axis, (key, scale), label in zip(axes.flat, PANELS.items(), labels):
+        for number, name in enumerate(names):
+            for seed, curve in enumerate(by_name(record)[name]):
+                points = [(p["step"], scale * p[key]) for p in curve if key in p]
+                look = {"color": COLOURS[number % 4], "marker": "o", "markersize": 3}
+                label_of = {} if seed else {"label": name}
+                axis.plot(*zip(*points), STYLES[number % 4], linewidth=1, **look, **label_of)
+        axis.set(xlabel="step", ylabel=label)
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    told = "; ".join(f"{line[0]}: loss {line[1]}, new clips {line[4]} %"
+                     for line in rows(record) if line[0] in names)  # fmt: skip
+    return show.picture(drawn, f"loss, explained share, rank and probe by step. At the end {told}")
+
+
+class Ablations(SphinxDirective):
+    """{ablations}: the table, and the curves of the variants that it names, one a line."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Table, figure, and how they were made."""
+        path = Path(self.env.srcdir) / RECORD
+        self.env.note_dependency(str(path))
+        record = json.loads(path.read_text("utf-8"))
+        html = figure(record, list(self.content)).html()
+        about = (
+            f"{record['seeds']} seeds of {record['steps']} steps each; mean, lowest and highest. "
+            f"{record['machine']['cpu']}, torch {record['machine']['torch']}, one thread a run."
+        )
+        drawn = nodes.raw("", html, format="html")
+        return [table(HEAD, rows(record)), nodes.paragraph("", about), drawn]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("ablations", Ablations)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,96 @@
+"""Ablations: variants change what they name, runs repeat, the page says what the record says."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import ablations as page  # noqa: E402
+
+import ablate  # noqa: E402
+from vidlearn import dist, step  # noqa: E402
+from vidlearn.datasets import synth  # noqa: E402
+from vidlearn.recipes import recipe  # noqa: E402
+
+CURVES = [
+    [{"step": 0, "val": 50.0, "test": 40.0}, {"step": 9, "loss": 0.5, "spread": 1.0,
+      "effective_rank": 80.0, "explained": -0.06, "val": 60.0, "test": 50.0}],
+    [{"step": 0, "val": 52.0, "test": 38.0}, {"step": 9, "loss": 0.7, "spread": 1.0,
+      "effective_rank": 84.0, "explained": 0.02, "val": 64.0, "test": 53.0}],
+]  # fmt: skip
+ABOUT = {"machine": {"cpu": "X", "torch": "2"}, "steps": 9, "seeds": 2}
+RUNS = [{"name": n, "seed": i, "curve": c} for n in ("as it is", "b") for i, c in enumerate(CURVES)]
+
+
+@pytest.fixture(scope="module")
+def clips():
+    drawn = [torch.from_numpy(synth.draw(synth.CLASSES[i % 12], i)) for i in range(24)]
+    labels = torch.arange(24) % 12
+    ablate.CLIPS.update({split: (torch.stack(drawn), labels) for split in ablate.SPLITS})
+    return ablate.CLIPS
+
+
+def grads(clips, name):
+    """Each weight's gradient in the first step of a variant."""
+    changes, prepare = ablate.VARIANTS[name]
+    config = ablate.replace(recipe("laptop"), **changes, clip_grad=0.0)
+    state = step.build(config, dist.init_distributed())
+    prepare(state)
+    step.train_step(state, ablate.batch_of(config, clips["train"][0], 0))
+    return {k: p.grad for k, p in state.model.named_parameters() if p.grad is not None}
+
+
+def test_each_variant_leaves_out_what_it_names(clips):
+    whole = grads(clips, "as it is")
+    for name in ("no regulariser", "no stop-gradient", "published masks", "no predictor"):
+        key = "encoder.blocks.0.mlp.fc1.weight"
+        assert not torch.equal(grads(clips, name)[key], whole[key]), name
+    silent = grads(clips, "no prediction, regulariser only")
+    for key, grad in silent.items():
+        assert grad.any() == key.startswith("encoder."), key
+    assert whole["predictor.predictor_proj.weight"].any()
+    assert not [k for k in grads(clips, "no predictor") if k.startswith("predictor.")]
+
+
+def test_a_run_repeats_and_tells_its_curve(clips):
+    found = [ablate.run("as it is", 0, 4) for _ in range(2)]
+    assert found[0]["curve"] == found[1]["curve"] != ablate.run("as it is", 1, 4)["curve"]
+    assert [p["step"] for p in found[0]["curve"]] == [0, 1, 4]
+    assert {"loss", "spread", "effective_rank", "explained", "val", "test"} < {
+        *found[0]["curve"][1]
+    }
+
+
+def test_explained_is_0_for_who_knows_each_place_and_1_for_the_truth():
+    g = torch.Generator().manual_seed(0)
+    usual = torch.randn(6, 400, generator=g)
+    goal = usual + torch.randn(4, 6, 400, generator=g)
+    target = torch.tensor([[0, 3], [1, 2], [5, 4], [0, 1]])
+    truth = ablate.gather_tokens(goal, target)
+    assert ablate.explained(goal, target, truth) == 1
+    assert ablate.explained(goal, target, usual[target]) == pytest.approx(0, abs=0.05)
+    assert ablate.explained(goal, target, -truth) < -1
+
+
+def test_the_table_says_what_the_record_says():
+    rows = page.rows({**ABOUT, "runs": RUNS})
+    row = ["0.60 (0.50 to 0.70)", "−2 (−6 to 2)", "82 (80 to 84)"]
+    row += ["51 → 62 (60 to 64)", "39 → 52 (50 to 53)"]
+    assert rows == [["as it is", *row], ["b", *row]]
+    drawn = page.figure({**ABOUT, "runs": RUNS}, ["as it is"])
+    assert "as it is: loss 0.60 (0.50 to 0.70), new clips 51 → 62 (60 to 64) %" in drawn.alt
+    assert page.figure({**ABOUT, "runs": RUNS}, ["as it is"]) == drawn
+
+
+def test_the_record_holds_three_seeds_of_each_variant():
+    record = json.loads((ROOT / "book" / page.RECORD).read_text("utf-8"))
+    curves = page.by_name(record)
+    assert record["seeds"] == 3 and {*curves} == {*ablate.VARIANTS}
+    assert all(len(found) == 3 for found in curves.values())
+    ends = {found[-1]["step"] for runs in curves.values() for found in runs}
+    assert ends == {record["steps"]} == {recipe("laptop").steps}

@@ -1,0 +1,202 @@
+"""What each part of the recipe `laptop` is for: change one, train with several seeds, probe.
+
+    .venv/bin/python tools/ablate.py [NAME ...] [--seeds 3] [--steps 600] [--jobs 2] [--out FILE]
+
+Each run is the package's own training step, on the built-in clips, which are decoded once and kept
+in memory. Batches, crops and masks follow from the seed and the step, so a run repeats to the bit
+on one machine. At some steps the target encoder is frozen and probed: a linear classifier on its
+features, averaged over space, time kept, on new clips (val) and on new objects, colours and speeds
+(test). Beside it stand a random encoder, which is the same run at step 0, and how much of the
+targets the predictions explain beyond the mean of each place: a loss can fall without that.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vidlearn import dist, measure, probe, step
+from vidlearn.batch import Batch
+from vidlearn.datasets import open_data, synth
+from vidlearn.loss import normalize_target
+from vidlearn.recipes import Config, recipe
+from vidlearn.sample import clip_indices
+from vidlearn.storage import iter_frames
+from vidlearn.tokens import gather_tokens
+from vidlearn.transform import normalize
+
+OUT = Path("book/_static/records/ablations.json")
+SPLITS = ("train", "val", "test")
+Clips = dict[str, tuple[Tensor, Tensor]]  # split -> uint8 [N, T, H, W, C], labels [N]
+CLIPS: Clips = {}  # read once, before the workers are forked
+
+
+class MeanGuess(nn.Module):
+    """In place of a predictor: for every target the mean of the context."""
+
+    def forward(
+        self, context_BKD: Tensor, _: Tensor, target_BK: Tensor, *_a: Any, **_k: Any
+    ) -> Any:
+        """[B, Kc, D] -> [B, Kt, D]."""
+        return context_BKD.mean(1, keepdim=True).expand(-1, target_BK.shape[1], -1)
+
+
+def no_prediction(state: step.State) -> None:
+    """Only the regulariser trains: predictions count for nothing."""
+    forward = state.wrapped
+
+    def silent(*args: Any) -> tuple[Tensor, Tensor]:
+        prediction, context = forward(*args)
+        return prediction.detach() + 0 * prediction.sum(), context
+
+    state.wrapped = silent  # type: ignore[assignment]
+
+
+def no_stop_gradient(state: step.State) -> None:
+    """The encoder is its own teacher, and the targets learn, too."""
+    state.model.teach = lambda clips: state.model.encoder(clips)  # type: ignore[method-assign]
+
+
+def no_predictor(state: step.State) -> None:
+    """The guess is the mean of the context."""
+    state.model.predictor.forward = MeanGuess().forward  # type: ignore[method-assign]
+
+
+# name -> changes of the recipe, and what is done to the state before training
+VARIANTS: dict[str, tuple[dict[str, Any], Callable[[step.State], None]]] = {
+    "as it is": ({}, lambda _: None),
+    "no prediction, regulariser only": ({}, no_prediction),
+    "no regulariser": ({"var_cov": 0.0}, lambda _: None),
+    "no slow teacher": ({"ema": (0.0, 0.0)}, lambda _: None),
+    "no stop-gradient": ({}, no_stop_gradient),
+    "no predictor": ({}, no_predictor),
+    "published masks": ({"masks": "vjepa"}, lambda _: None),
+    "published masks and cut": ({"masks": "vjepa", "mask_cut": "vjepa1"}, lambda _: None),
+    "frames, no tubelets": ({"tubelet": 1}, lambda _: None),
+    "every frame, not every second": ({"stride_frames": 1}, lambda _: None),
+}
+
+
+def read_clips(data: Path) -> Clips:
+    """The built-in set in memory."""
+    manifest, found = open_data(data), {}
+    for split in SPLITS:
+        rows = [row for row in manifest.rows if row.split == split]
+        clips = np.stack([np.stack([*iter_frames(row.path)]) for row in rows])
+        labels = torch.tensor([manifest.label_index(row) for row in rows])
+        found[split] = torch.from_numpy(clips), labels
+    return found
+
+
+def batch_of(config: Config, clips_NTHWC: Tensor, number: int) -> Batch:
+    """The training batch of a step."""
+    rng = np.random.default_rng([config.seed, number])
+    rows = rng.choice(len(clips_NTHWC), config.batch, replace=False)
+    spec, transform = config.clip_spec(), config.transform(True)
+    drawn = []
+    for row in rows:
+        frames = clip_indices(spec, clips_NTHWC.shape[1], rng=rng)[0]
+        drawn.append(transform(clips_NTHWC[row, frames], rng))
+    n = torch.from_numpy(rows)
+    return Batch(torch.stack(drawn), torch.full_like(n, -1), n, n >= 0, [])
+
+
+@torch.inference_mode()
+def features(encoder: Any, config: Config, clips_NTHWC: Tensor) -> Tensor:
+    """Centre views -> features averaged over space: [N, T', D]."""
+    transform, found = config.transform(False), []
+    frames = clip_indices(config.clip_spec(), clips_NTHWC.shape[1])[0]
+    for part in clips_NTHWC.split(60):
+        views = [transform(clip[frames], np.random.default_rng(0)) for clip in part]
+        tokens = encoder(normalize(torch.stack(views), config.input_norm))
+        found.append(tokens.unflatten(1, (encoder.cfg.grid[0], -1)).mean(2))
+    return torch.cat(found)
+
+
+def probed(encoder: Any, config: Config, clips: Clips) -> dict[str, float]:
+    """Per cent right on val and test."""
+    (train, labels), *rest = (clips[split] for split in SPLITS)
+    guess = probe.linear(
+        (features(encoder, config, train), labels),
+        torch.cat([features(encoder, config, x) for x, _ in rest]),
+    ).split([len(y) for _, y in rest])
+    right = [100 * (g == y).float().mean().item() for g, (_, y) in zip(guess, rest)]
+    return dict(zip(SPLITS[1:], (round(x, 1) for x in right)))
+
+
+def explained(goal_BND: Tensor, target_BK: Tensor, prediction: Tensor) -> float:
+    """1 - squared error over the variance at each place: 0 for whoever knows each place's mean."""
+    wanted, usual = gather_tokens(goal_BND, target_BK), goal_BND.mean(0)[target_BK]
+    n = len(goal_BND)  # its mean holds the clip itself, so the distances are too small by 1 / n
+    variance = (usual - wanted).pow(2).sum() * n / (n - 1)
+    return 1 - float((prediction - wanted).pow(2).sum() / variance)
+
+
+def run(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """One training run of one variant: its curve, a line for each probed step."""
+    torch.set_num_threads(1)
+    clips = CLIPS
+    changes, prepare = VARIANTS[name]
+    config = replace(recipe("laptop"), **changes, seed=seed, steps=steps)
+    state = step.build(config, dist.init_distributed())
+    prepare(state)
+    own = name == "no stop-gradient"
+    encoder = state.model.encoder if own else state.model.target_encoder
+    last: list[Any] = []
+    state.model.register_forward_hook(lambda _m, args, out: last.append((args[1], out[0].detach())))
+    curve: list[dict[str, float]] = [{"step": 0, **probed(encoder, config, clips)}]
+    spent = 0.0
+    for number in range(steps):
+        began = time.process_time()
+        numbers = step.train_step(state, batch_of(config, clips["train"][0], number))
+        spent += time.process_time() - began
+        mask, prediction = last.pop()
+        if state.step in (steps // 4, steps):
+            goal = normalize_target(numbers["target"].detach())
+            share = explained(goal, mask.target_BK, prediction)
+            line = step.metrics_of(state, numbers)
+            kept = {k: round(line[k], 4) for k in ("loss", "spread", "effective_rank")}
+            now = {"step": state.step, **kept, "explained": round(share, 3)}
+            curve.append({**now, **probed(encoder, config, clips)})
+    return {"name": name, "seed": seed, "cpu_s": round(spent, 1), "curve": curve}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", help=", ".join(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=Path("data/synth"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    if odd := set(args.names) - set(VARIANTS):
+        parser.error(f"no variant {sorted(odd)}; known: {', '.join(VARIANTS)}")
+    if not args.data.exists():
+        synth.make_shown(args.data)
+    CLIPS.update(read_clips(args.data))
+    jobs = [(n, seed) for seed in range(args.seeds) for n in args.names or VARIANTS]
+    one, runs = partial(run, steps=args.steps), []
+    # Forked workers share the clips; torch has not started a thread here yet.
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
+        for found in pool.map(one, *zip(*jobs)):
+            runs.append(found)
+            end = found["curve"][-1]
+            print(found["name"], found["seed"], end, flush=True)
+    about = {"machine": measure.machine_card(), "steps": args.steps, "seeds": args.seeds}
+    text = json.dumps({**about, "runs": runs}, indent=1)
+    args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
