@@ -188,7 +188,48 @@ def test_another_set_is_not_mixed_in(made: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
 
 
+@pytest.mark.parametrize("twist", synth.TWISTS)
+def test_a_twist_changes_the_objects_and_nothing_else(twist: str) -> None:
+    """To the bit, outside of where either course has an object; twins stay twins."""
+    for name in ("right", "left", "clockwise"):
+        clips = [synth.draw(name, 4, twist=course) for course in ("", twist)]
+        y, x = np.mgrid[:64, :64] + 0.5
+        near = np.zeros((16, 64, 64), bool)
+        for course in ("", twist):
+            for at_x, at_y, radius in 64 * synth.objects(name, 4, twist=course).where:
+                far = np.hypot(x - at_x[:, None, None], y - at_y[:, None, None])
+                near |= far < radius[:, None, None] + 1
+        away = (clips[0] != clips[1]).any(-1)
+        assert not (away & ~near).any()
+        # Halfway the way there and the way back meet.
+        assert away.any((1, 2))[[0, 1, 2, 13, 14, 15]].all()
+    there, back = (synth.draw(name, 4, twist=twist) for name in ("right", "left"))
+    assert np.array_equal(there, back[::-1])
+
+
+def test_twists_do_what_their_names_say() -> None:
+    plain = synth.objects("down", 4)
+    vanish, teleport, reverse = (synth.objects("down", 4, twist=t) for t in synth.TWISTS)
+    assert vanish.shown.tolist() == [[False] * 16, [True] * 16] and plain.shown.all()
+    assert np.allclose(reverse.where, plain.where[..., ::-1])
+    assert np.allclose(teleport.where[:, :2].mean(0), plain.where[:, :2].mean(0))
+    lines = [where[0, :2] - where[1, :2] for where in (plain.where, teleport.where)]
+    assert np.allclose(np.hypot(*lines[0]), np.hypot(*lines[1]))
+    assert np.allclose((lines[0] * lines[1]).sum(0), 0)
+    assert all(np.array_equal(course.way, plain.way) for course in (vanish, teleport, reverse))
+
+
+def test_the_truth_is_that_of_the_clip() -> None:
+    """Twins are told backwards; objects appear when the clip shows them."""
+    one, other = (synth.objects(name, 6) for name in ("appears", "vanishes"))
+    assert all(np.array_equal(vars(one)[k], vars(other)[k][..., ::-1]) for k in vars(one))
+    with_it, without = (synth.draw("appears", 6, twist=t) for t in ("", "vanish"))
+    assert (with_it != without).any((1, 2, 3)).tolist() == one.shown[0].tolist()
+
+
 def test_unknown_names_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'explode'.*vanish, teleport, reverse"):
+        synth.draw("right", 0, twist="explode")
     with pytest.raises(ConfigError, match=r"'sideways'.*right, left"):
         synth.draw("sideways", 0)
     with pytest.raises(ConfigError, match=r"'dev'.*train, val, test"):

@@ -15,6 +15,10 @@ The nuisances of the splits (`val` has other clips than `train`, from the same r
     test        flowers; rings, spokes; hues near yellow, cyan, magenta; radius 15.5 to 18 %;
                 1.1 to 1.3 of the usual change; the camera slides 8.5 to 13 %
 
+A `twist` draws the same clip with its objects on another course, the background as it was, to the
+bit. Cut from one to the other halfway, and an object does what none does in any class: it is gone,
+somewhere else, or on its way back. That is how chapter 10 asks what a model expects.
+
 Places, directions and backgrounds are drawn alike for all: noise of any grain, new for each clip.
 """
 
@@ -51,6 +55,9 @@ UNSEEN = {
     "hue": (0.17, 0.29), "radius": (0.155, 0.18), "speed": (1.1, 1.3), "pan": (0.085, 0.13),
 }  # fmt: skip
 RANGES: dict[str, dict] = {"train": SEEN, "val": SEEN, "test": UNSEEN}
+# The other courses: the first object is not there, both stand a quarter turn away about the point
+# between them, both go backwards (halfway they are where they were).
+TWISTS = ("vanish", "teleport", "reverse")
 VERSION = 1  # of the drawing: clips of different versions are not mixed in one folder
 LIGHT = {"preset": "ultrafast", "b_strategy": "0"}  # quick, but with B-frames in every group
 
@@ -76,24 +83,44 @@ def nuisances(seed: int, split: str = "train") -> SimpleNamespace:
     )
 
 
-def draw(
-    class_name: str, seed: int, split: str = "train", *, frames: int = 16, size: int = 64
-) -> np.ndarray:
-    """One clip, uint8 [T, H, W, 3], the same whenever it is drawn. ConfigError: unknown names."""
+def objects(
+    class_name: str, seed: int, split: str = "train", *, frames: int = 16, twist: str = ""
+) -> SimpleNamespace:
+    """Where the two objects of a clip are: the truth that `draw` draws, frame by frame.
+
+    where [2, 3, T]: x, y and radius in shares of the frame's side; way [2, T]: their own angle in
+    rad; shown [2, T]. ConfigError: unknown names.
+    """
     if class_name not in CLASSES:
         raise ConfigError(f"class {class_name!r}: give one of {', '.join(CLASSES)}")
+    if twist and twist not in TWISTS:
+        raise ConfigError(f"twist {twist!r}: give one of {', '.join(TWISTS)}, or nothing")
     pair, backwards = divmod(CLASSES.index(class_name), 2)
     look = nuisances(seed, split)
     change = np.zeros((6, frames))
-    change[pair] = np.linspace(-0.5, 0.5, frames) * look.speed
+    change[pair] = np.linspace(-0.5, 0.5, frames) * look.speed * (-1 if twist == "reverse" else 1)
     x, y = (look.centre[axis] + 0.45 * change[axis] for axis in (0, 1))
     radius, angle = look.radius * np.exp(1.1 * change[2]), look.angle + 3.0 * change[3]
     gap = radius * look.gap * (1 - change[5])
     shown = (change[4] >= (look.switch - 0.5) * look.speed) | (pair != 4)
+    ways, aside = (angle, angle + np.pi), np.pi / 2 if twist == "teleport" else 0.0
+    where = [(x + gap * np.cos(w + aside), y + gap * np.sin(w + aside), radius) for w in ways]
+    truth = {"where": where, "way": ways, "shown": (shown & (twist != "vanish"), shown)}
+    turn = slice(None, None, -1 if backwards else 1)
+    return SimpleNamespace(**{name: np.array(x)[..., turn] for name, x in truth.items()})
+
+
+def draw(
+    class_name: str, seed: int, split: str = "train", *, frames: int = 16, size: int = 64,
+    twist: str = "",
+) -> np.ndarray:  # fmt: skip
+    """One clip, uint8 [T, H, W, 3], the same whenever it is drawn. ConfigError: unknown names."""
+    both = objects(class_name, seed, split, frames=frames, twist=twist)
+    look, backwards = nuisances(seed, split), CLASSES.index(class_name) % 2
+    turn = slice(None, None, -1 if backwards else 1)  # twins are drawn alike, to the bit
     clip = _background(look, frames, size)
-    for way in (angle, angle + np.pi):
-        where = np.stack([x + gap * np.cos(way), y + gap * np.sin(way), radius]) * size
-        clip = _paint(clip, look, where, way, shown)
+    for where, way, shown in zip(both.where, both.way, both.shown):
+        clip = _paint(clip, look, where[:, turn] * size, way[turn], shown[turn])
     clip = np.floor(clip.clip(0, 255) + 0.5).astype(np.uint8)
     return np.ascontiguousarray(clip[::-1]) if backwards else clip
 
