@@ -21,18 +21,8 @@ PACKAGE = ROOT / "vidlearn"
 ORDER = (
     *("errors", "storage", "decode", "sample", "transform", "datasets", "batch", "tokens", "mask"),
     *("transformer", "model", "attentive", "loss", "schedule", "dist", "checkpoint", "recipes"),
-    *(
-        "pictures",
-        "pretrained",
-        "runlog",
-        "budget",
-        "step",
-        "train",
-        "probe",
-        "measure",
-        "cli",
-        "__main__",
-    ),
+    *("pictures", "pretrained", "runlog", "budget", "step", "train", "probe", "measure", "cli"),
+    "__main__",
 )
 TOTAL_LINES = 3500
 FILE_LINES = 350
