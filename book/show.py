@@ -226,20 +226,13 @@ def timeline(intervals: Mapping[str, Sequence[tuple[float, float]]], *, title: s
 
 def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Picture:
     """Counts [truth, prediction] as a table of shades with the numbers in it."""
+    from vidlearn import pictures  # it loads torch
+
     counts = np.asarray(matrix)
     figure, axis = axes(height_in=WIDTH_IN * 0.85)
-    axis.imshow(counts, cmap="Blues")
-    for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if count > counts.max() / 2 else "black"
-        axis.text(column, row, count, color=colour, ha="center", va="center", size=8)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
-    wrong = counts * (1 - np.eye(len(counts), dtype=int))
-    row, column = np.unravel_index(wrong.argmax(), wrong.shape)
-    worst = f"{classes[row]} taken for {classes[column]}, {wrong[row, column]} times"
-    alt = f"{np.trace(counts)} of {counts.sum()} right; most often wrong: {worst}."
-    return picture(figure, alt, title=title)
+    pictures.confusion(axis, counts, classes)
+    axis.set(title=title)
+    return picture(figure, f"{pictures.told(counts, classes)}.", title=title)
 
 
 def slider(states: Sequence[Any], captions: Sequence[str], *, name: str = "frame") -> Slider:

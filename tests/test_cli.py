@@ -138,6 +138,7 @@ def bad(videos, tmp_path):
         ("probe {tmp}/other.pt {videos}", "{tmp}/other.pt: no checkpoint of V-JEPA"),
         ("probe {tmp}/half.pt {videos}", "{tmp}/half.pt: "),
         ("probe {tmp}/nowhere.pt {videos}", "{tmp}/nowhere.pt: "),
+        ("probe {tmp}/nowhere.pt {videos} --draw {tmp}/x.mp4", "{tmp}/x.mp4: File exists"),
         ("import {tmp}/other.pt", "{tmp}/other.pt: no checkpoint of V-JEPA, with encoder, "),
         ("import vjepa2/vitx", "vjepa2/vitx: no such file; published names: vjepa/vitl16, "),
         (
@@ -234,9 +235,16 @@ def test_from_nothing_to_a_probed_model(tmp_path, capsys, monkeypatch):
     status, out, _ = inside(capsys, "train", "laptop", "--data", "data/synth", *TINY)
     assert status == 0 and json.loads(out)["step"] == 2
     assert read_metrics("runs/laptop/metrics.jsonl")[-1]["step"] == 2
-    status, out, _ = inside(capsys, "probe", "runs/laptop", "data/synth", "--json", "p.json")
+    words = ("probe", "runs/laptop", "data/synth", "--json", "p.json", "--draw", "drawn/here")
+    status, out, _ = inside(capsys, *words)
     assert status == 0 and "random encoder" in out and "chance 8.3" in out
-    assert json.loads(Path("p.json").read_text())["clips"] == {"train": 24, "val": 12}
+    assert "trained minus random, points" in out and " of 12 right; most often wrong: " in out
+    told = json.loads(Path("p.json").read_text())
+    assert told["clips"] == {"train": 24, "val": 12} and told["mistakes"]["val"]["worst"]
+    assert sorted(p.name for p in Path("drawn/here").iterdir()) == [
+        "confusion-val.png", "worst-val.png",
+    ]  # fmt: skip
+    assert "\ndrawn/here/confusion-val.png: " in out and "\ndrawn/here/worst-val.png: " in out
     for what, word in (("load", "clips_per_s"), ("step", "backward_ms")):
         words = ("bench", what, "laptop", "--data", "data/synth", "--out", "b.json", *TINY)
         status, out, _ = inside(capsys, *words)

@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from vidlearn import checkpoint, probe
+from vidlearn import checkpoint, pictures, probe
 from vidlearn.attentive import AttentiveProbe
 from vidlearn.batch import ClipDataset
-from vidlearn.datasets import Manifest, Row, folder_manifest
+from vidlearn.datasets import Manifest, Row, folder_manifest, read_manifest
 from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
 from vidlearn.errors import ConfigError
@@ -22,6 +26,7 @@ from vidlearn.step import build
 from vidlearn.train import save
 from vidlearn.transform import normalize
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = dataclasses.replace(
     recipe("laptop"), size=32, frames=5, stride_frames=2, tubelet=1, width=24, depth=1, heads=2,
     pred_width=12, pred_depth=1, pred_heads=2, workers=0,
@@ -142,7 +147,8 @@ def test_features_are_the_encoders_in_order_without_the_unreadable(root):
     torch.manual_seed(0)
     encoder, data = Encoder(TINY.model()), folder_manifest(root).split("val")
     twice = dataclasses.replace(data, rows=data.rows * 2)  # more than a batch
-    found, labels, bad = probe.collect({"it": encoder}, twice, TINY)
+    found, labels, bad, rows = probe.collect({"it": encoder}, twice, TINY)
+    assert rows == [row for row in twice.rows if row.path not in bad]
     assert found["it"].shape == (40, 5, 16, 24) and found["it"].dtype == torch.float16
     assert list(bad) == [row.path for row in data.rows if row.path.endswith("zz.mp4")]
     assert labels.tolist() == ([0] * 10 + [1] * 10) * 2 and len(data) == 21
@@ -158,7 +164,8 @@ def test_clips_of_a_video_are_read_one_after_the_other(root):
     torch.manual_seed(0)
     short = dataclasses.replace(TINY, frames=2, stride_frames=2)
     encoder, data = Encoder(short.model()), folder_manifest(root).split("val")
-    found, labels, bad = probe.collect({"it": encoder}, data, short, clips=3)
+    found, labels, bad, rows = probe.collect({"it": encoder}, data, short, clips=3)
+    assert rows == [row for row in data.rows if row.path not in bad]
     assert found["it"].shape == (20, 6, 16, 24) and len(bad) == 1
     assert labels.tolist() == [0] * 10 + [1] * 10
     spec = dataclasses.replace(short.clip_spec(), clips=3)
@@ -208,7 +215,28 @@ def test_pixel_baselines_see_one_frame_and_all():
     clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 3, 4, 32, 32)
     assert probe.whole_clip(clip).shape == (2, 4, 1, 192)
     assert probe.whole_clip(clip)[0, :, 0, 0].tolist() == [0, 1, 2, 3]
+    assert probe.one_frame(clip).shape == clip.shape
     assert probe.one_frame(clip).unique().tolist() == [2]
+
+
+def test_baselines_of_one_frame_are_given_no_other(run, root, monkeypatch):
+    """All frames but the middle one are changed: what sees motion gives other features."""
+    seen, collect = [], probe.collect
+
+    def twice(sources, data, config, *how):
+        torch.manual_seed(0)
+        clip = torch.randn(2, 3, 5, 32, 32)
+        other = clip.clone()
+        other[:, :, [0, 1, 3, 4]] += torch.randn(2, 3, 4, 32, 32)
+        with torch.no_grad():
+            seen.append({n: torch.equal(s(clip), s(other)) for n, s in sources.items()})
+        return collect(sources, data, config, *how)
+
+    monkeypatch.setattr(probe, "collect", twice)
+    monkeypatch.setattr(probe, "STEPS", 1)
+    probe.report(run, folder_manifest(root))
+    same = [name for name, equal in seen[0].items() if equal]
+    assert same == ["encoder, one frame", "pixels, one frame"]
 
 
 def test_frozen_encoder_from_a_run_a_checkpoint_and_an_export(run):
@@ -237,8 +265,9 @@ def test_report_tells_time_from_its_reverse_and_names_all_sources(run, root, cap
     result = probe.report(run, data)
     rows = result["rows"]
     assert list(rows) == [
-        "trained encoder", "random encoder", "pixels, one frame", "pixels, whole clip",
-    ]  # fmt: skip
+        *("trained encoder", "random encoder", "encoder, one frame"),
+        *("pixels, one frame", "pixels, whole clip"),
+    ]
     for split in ("val", "test"):
         assert rows["pixels, whole clip"]["linear, time kept"][split]["percent"] == 100
         still = rows["pixels, one frame"]["linear, time kept"][split]
@@ -252,3 +281,154 @@ def test_report_tells_time_from_its_reverse_and_names_all_sources(run, root, cap
     text = capsys.readouterr().out
     assert "val: 20 clips" in text and "chance 50.0" in text and "zz.mp4" in text
     assert "100 (84-100)" in text and "1 unreadable" in text
+    assert f"linear, time kept: {told(result, 'test')}\n" in text
+
+
+def told(result, split):
+    """The sentence about a split's mistakes."""
+    return pictures.told(np.array(result["mistakes"][split]["confusion"]), result["classes"])
+
+
+def mislabelled(root):
+    """The clips, every fourth of a class under the other name, so that a good probe errs."""
+    data, other = folder_manifest(root), {"opens": "shuts", "shuts": "opens"}
+    rows = [
+        dataclasses.replace(row, label=other[row.label] if i % 4 == 1 else row.label)
+        for i, row in enumerate(data.rows)
+    ]
+    return dataclasses.replace(data, rows=tuple(rows))
+
+
+def test_report_says_what_was_mistaken_and_by_how_much_training_helps(
+    run, root, monkeypatch, capsys
+):
+    monkeypatch.setattr(probe, "STEPS", 5)
+    data = mislabelled(root)
+    label = {row.path: row.label for row in data.rows}
+    result = probe.report(run, data, seed=3)  # the run's own start was seed 0
+    assert json.loads(json.dumps(result))["classes"] == ["opens", "shuts"]
+    rows = result["rows"]
+    for split in ("val", "test"):
+        scores = rows["trained encoder"]["linear, time kept"][split]
+        counts = np.array(result["mistakes"][split]["confusion"])
+        truth = [row.label for row in data.split(split).rows if row.path[-6:-4] != "zz"]
+        assert counts.sum(1).tolist() == [truth.count(name) for name in result["classes"]]
+        assert counts.trace() == scores["right"] < 20
+        worst = result["mistakes"][split]["worst"]
+        assert len(worst) == min(8, 20 - scores["right"])
+        assert all(label[clip["path"]] == clip["truth"] for clip in worst)
+        assert all(clip["guess"] != clip["truth"] for clip in worst)
+        sure = [clip["confidence"] for clip in worst]
+        assert sure == sorted(sure, reverse=True) and 0.5 <= min(sure) <= max(sure) <= 1
+        for name, ahead in result["ahead"].items():
+            ours, theirs = (rows[f"{kind} encoder"][name][split] for kind in ("trained", "random"))
+            assert ahead[split]["points"] == ours["percent"] - theirs["percent"]
+            assert ahead[split]["low"] <= ahead[split]["points"] <= ahead[split]["high"]
+    assert any(x["points"] for ahead in result["ahead"].values() for x in ahead.values())
+    probe.show(result)
+    x, text = result["ahead"]["knn"]["val"], capsys.readouterr().out
+    said = f"knn {x['points']:+.0f} ({x['low']:+.0f} to {x['high']:+.0f}); linear, mean "
+    assert f"trained minus random, points (95 %): {said}" in text
+
+
+def test_paired_difference_is_that_of_agresti_and_min():
+    """40 of 160 clips for a alone and 20 for b alone; the interval by the formula, by hand."""
+    labels = torch.zeros(160, dtype=torch.long)
+    a, b = torch.ones(2, 160, dtype=torch.long)
+    a[:90], b[:50], b[140:] = 0, 0, 0
+    found = probe.compare(a, b, labels)
+    assert (found["won"], found["lost"], found["points"]) == (40, 20, 12.5)
+    assert found["low"] == pytest.approx(100 * (20 - 14.9951) / 162, abs=1e-3)
+    assert found["high"] == pytest.approx(100 * (20 + 14.9951) / 162, abs=1e-3)
+    back = probe.compare(b, a, labels)
+    assert (back["low"], back["high"]) == (-found["high"], -found["low"])
+    everything = probe.compare(labels, labels + 1, labels)
+    assert everything["points"] == everything["high"] == 100
+    same = probe.compare(a, a, labels)
+    assert same["points"] == 0 and same["high"] == -same["low"] == pytest.approx(1.21, abs=0.01)
+
+
+def test_the_paired_interval_holds_the_truth_as_often_as_it_says():
+    rng = torch.Generator().manual_seed(0)
+    labels, hits, plain = torch.zeros(60, dtype=torch.long), 0, 0
+    for _ in range(1000):
+        both = torch.rand(60, generator=rng) < 0.5  # a: 0.5 + 0.5 * 0.4 = 0.7, b: 0.6, linked
+        a, b = (both | (torch.rand(60, generator=rng) < p) for p in (0.4, 0.2))
+        found = probe.compare((~a).long(), (~b).long(), labels)
+        hits += found["low"] < 10 < found["high"]
+        widths = [probe.score((~x).long(), labels) for x in (a, b)]
+        plain += max(x["high"] - x["low"] for x in widths) < found["high"] - found["low"]
+    assert 930 <= hits <= 975
+    assert plain < 500  # what both get right in common does not widen it
+
+
+def test_pictures_are_drawn_with_their_words(run, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "STEPS", 5)
+    result = probe.report(run, mislabelled(root), clips=2)
+    result["mistakes"]["val"]["worst"] = []
+    made = pictures.draw(tmp_path, json.loads(json.dumps(result)))
+    names = [f"{kind}-{split}.png" for kind in ("confusion", "worst") for split in ("test", "val")]
+    assert sorted(path.name for path in made) == names == sorted(p.name for p in tmp_path.iterdir())
+    assert made.pop(tmp_path / "worst-val.png") == "nothing is wrong"
+    for path, text in made.items():
+        with Image.open(path) as image:
+            assert image.text["Description"] == text and min(image.size) > 100
+            assert np.ptp(np.asarray(image.convert("L"))) > 100
+    assert made[tmp_path / "confusion-val.png"] == told(result, "val")
+    worst, text = result["mistakes"]["test"]["worst"], made[tmp_path / "worst-test.png"]
+    assert text.count(" taken for ") == len(worst) > 0
+    first = worst[0]
+    sure, name = f"{100 * first['confidence']:.0f} % sure", first["path"].rsplit("/")[-1]
+    assert text.startswith(f"{first['truth']} taken for {first['guess']}, {sure}: {name}")
+
+
+def test_the_strip_shows_what_the_encoder_saw(root):
+    rows = folder_manifest(root).split("test").rows
+    shown = pictures.strip({"path": rows[0].path, "start_s": 0.0, "end_s": None}, TINY, 1)
+    data = Manifest(rows, (), "")
+    clips = ClipDataset(data, TINY.clip_spec(), TINY.transform(False), random_clips=False)
+    clip_CTHW = clips[0]["clip"].numpy()
+    assert shown.shape == (32, 8 * 32, 3)
+    for place, frame in ((0, 0), (7, 4)):
+        one = clip_CTHW[:, frame].transpose(1, 2, 0)
+        assert np.array_equal(shown[:, 32 * place : 32 * place + 32], one)
+    assert shown[:, :32].mean() < shown[:, -32:].mean()  # it "opens"
+
+
+def test_what_is_mistaken_is_told():
+    counts = np.array([[8, 2, 0], [0, 7, 3], [1, 0, 9]])
+    text = "24 of 30 right; most often wrong: right taken for up, 3 times"
+    assert pictures.told(counts, ["left", "right", "up"]) == text
+    assert pictures.told(np.diag([3, 4]), ["a", "b"]) == "7 of 7 right"
+
+
+LABELLED = Path(os.environ.get("VIDLEARN_LABELLED", ROOT.parent / "shared/videos/ucf101-6"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LABELLED.is_dir(), reason=f"no labelled videos at {LABELLED}")
+def test_real_videos_are_probed_in_their_official_split(run, monkeypatch):
+    """Six classes of UCF101: all read, no group in both parts, and a look tells more than chance.
+
+    A still frame knows some of them, so this is no test of motion.
+    """
+    monkeypatch.setattr(probe, "STEPS", 100)
+    rows = []
+    for split in ("train", "test"):
+        listed = read_manifest(LABELLED / f"{split}.csv")
+        group = [re.search(r"_(\w+_g\d+)_c", row.path)[1] for row in listed.rows]
+        rows += [
+            dataclasses.replace(row, split=split, source_id=g) for row, g in zip(listed.rows, group)
+        ]
+    parts, _ = Manifest(tuple(rows), listed.classes, str(LABELLED)).splits()
+    groups = [{row.source_id for row in part.rows} for part in parts.values()]
+    assert not groups[0] & groups[1] and min(map(len, groups)) > 20
+    data = Manifest(tuple(rows), listed.classes, str(LABELLED))
+    result = probe.report(run, data)
+    assert result["splits"] == "the data's own" and result["unreadable"] == {}
+    assert result["clips"] == {split: len(part) for split, part in parts.items()}
+    assert result["clips"] == {"train": 214, "test": 90}
+    still = result["rows"]["pixels, one frame"]["linear, mean"]["test"]
+    assert result["chance"]["test"] == pytest.approx(100 * 22 / 90) and still["low"] > 25
+    counts = np.array(result["mistakes"]["test"]["confusion"])
+    assert counts.sum(1).tolist() == [16, 18, 6, 22, 6, 22]

@@ -68,7 +68,7 @@ def train(run: Run) -> None:
 
 def probe(
     checkpoint: Positional[Path], data: Positional[Path], json: Path | None = None,
-    encoder: Which = "target", seed: int = 0, clips: int = 1,
+    encoder: Which = "target", seed: int = 0, clips: int = 1, draw: Path | None = None,
 ) -> None:  # fmt: skip
     """Probe a frozen encoder, beside a random one and pixels.
 
@@ -78,16 +78,22 @@ def probe(
         json: write the numbers here as well.
         seed: of the random encoder, and of the split where the data has none.
         clips: read so many of each video as one, evenly spread.
+        draw: folder for pictures of what is mistaken for what, and of the worst clips.
     """
     from vidlearn.datasets import open_data
     from vidlearn.dist import init_distributed
+    from vidlearn.pictures import draw as draw_mistakes
     from vidlearn.probe import report, show
 
+    if draw:
+        draw.mkdir(parents=True, exist_ok=True)
     device = init_distributed().device
     result = report(checkpoint, open_data(data), encoder, seed, device, clips)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
+    for path, text in draw_mistakes(draw, result).items() if draw else ():
+        print(f"{path}: {text}")
 
 
 def import_weights(

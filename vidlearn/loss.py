@@ -23,10 +23,7 @@ def normalize_target(target_BND: Tensor, levels: int = 1) -> Tensor:
 
 
 def latent_l1(
-    prediction_BKD: Tensor,
-    target_BKD: Tensor,
-    power: float = 1.0,
-    distance_BK: Tensor | None = None,
+    prediction_BKD: Tensor, target_BKD: Tensor, power: float = 1, distance_BK: Tensor | None = None
 ) -> Tensor:
     """Mean absolute difference [B] from a normalised target (Bardes et al. 2024, equation 1).
 

@@ -4,14 +4,15 @@ Input: a checkpoint and labelled videos. Output: the share of clips that a small
 right on the trained encoder, on a random encoder of the same shape with the same input
 normalisation, and on pixels. Without the last two the first says nothing. Traded: features are
 computed once, from one centre view of each clip; published evaluations use many. Chapter 10.
-Shapes: B or N clips, T time steps, S places in space, D width, H heads.
+Shapes: B or N clips, T time steps, S places in space, D width, H heads, C classes.
 """
 
+import json
 import math
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidlearn import pictures
 from vidlearn.attentive import AttentiveProbe
-from vidlearn.batch import ClipDataset, eval_loader
-from vidlearn.datasets import Manifest
+from vidlearn.batch import eval_loader
+from vidlearn.datasets import Manifest, Row
 from vidlearn.errors import ConfigError
 from vidlearn.model import Encoder
 from vidlearn.pretrained import load_pretrained
@@ -35,9 +37,11 @@ from vidlearn.schedule import warmup_anneal
 from vidlearn.transform import normalize
 
 Device = torch.device | str
-Source = Encoder | Callable[[Tensor], Tensor]  # on the device; clips -> tokens [B, T', S, D]
+Source = Callable[[Tensor], Tensor]  # clips on the device -> tokens [B, N, D] or [B, T', S, D]
 Labelled = tuple[Tensor, Tensor]  # features [N, ...], labels [N]
+Read = namedtuple("Read", "tokens labels bad rows")  # of N clips; bad: path -> cause
 STEPS = 400  # of a probe, with 64 clips each; 20 epochs where those are more
+WORST = 8  # clips that are named and drawn, of those that were wrong
 
 
 def whole_clip(clips_BCTHW: Tensor) -> Tensor:
@@ -47,8 +51,9 @@ def whole_clip(clips_BCTHW: Tensor) -> Tensor:
 
 
 def one_frame(clips_BCTHW: Tensor) -> Tensor:
-    """The same for the middle frame alone: what can be known without any motion."""
-    return whole_clip(clips_BCTHW[:, :, clips_BCTHW.shape[2] // 2, None])
+    """The middle frame through the whole clip: what can be known without any motion."""
+    frames = clips_BCTHW.shape[2]
+    return clips_BCTHW[:, :, [frames // 2] * frames]
 
 
 def join_clips(tokens_BTSD: Tensor, clips: int) -> Tensor:
@@ -60,17 +65,16 @@ def join_clips(tokens_BTSD: Tensor, clips: int) -> Tensor:
 def collect(
     sources: dict[str, Source], data: Manifest, config: Config, device: Device = "cpu",
     clips: int = 1,
-) -> tuple[dict[str, Tensor], Tensor, dict[str, str]]:  # fmt: skip
-    """Float16 tokens [N, T', S, D] of each source, labels [N], and why a video was not read.
+) -> Read:  # fmt: skip
+    """Float16 tokens [N, T', S, D] of each source, labels [N], why a video was not read, N rows.
 
     In one pass over `clips` centre views of each video, T' steps in all: each is decoded once, and
     normalised alike for all. ConfigError: no video is both labelled and readable.
     """
-    spec, transform = replace(config.clip_spec(), clips=clips), config.transform(False)
-    dataset = ClipDataset(data, spec, transform, backend=config.backend, random_clips=False)
+    dataset = pictures.views(data, config, clips)
     found: dict[str, list[Tensor]] = {name: [] for name in sources}
     bad: dict[str, str] = {}
-    labels = []
+    labels, rows = [], []
     bar: dict[str, Any] = {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}
     loader = eval_loader(dataset, max(1, 32 // clips) * clips, config.workers)
     for batch in track(loader, "features", **bar):
@@ -79,16 +83,18 @@ def collect(
         if not keep.any():
             continue
         labels.append(batch.labels[::clips][keep])
+        rows += [data.rows[i // clips] for i in batch.indices[::clips][keep].tolist()]
         pixels = batch.clips[keep.repeat_interleave(clips)]
         pixels = normalize(pixels.to(device), config.input_norm)
         for name, source in sources.items():
             tokens = source(pixels)
-            if isinstance(source, Encoder):
-                tokens = tokens.unflatten(1, (source.cfg.grid[0], -1))
+            if tokens.ndim == 3:  # of an encoder
+                tokens = tokens.unflatten(1, (config.model().grid[0], -1))
             found[name].append(join_clips(tokens, clips).half().cpu())
     if not labels:
         raise ConfigError(f"{data.source}: no video is both labelled and readable")
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels), bad
+    every = {name: torch.cat(parts) for name, parts in found.items()}
+    return Read(every, torch.cat(labels), bad, rows)
 
 
 def _standard(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +116,7 @@ def _best(
     make: Callable[[], nn.Module], train: Labelled, test: Tensor,
     settings: list[tuple[float, float]], device: Device = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Labels [n] by AdamW with the (rate, decay) that does best on a held-out fifth of train."""
+    """Logits [n, C] by AdamW with the (rate, decay) that does best on a held-out fifth of train."""
     x, y = train
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
     held, rest = order.tensor_split([max(1, len(y) // 5)])
@@ -136,14 +142,19 @@ def _best(
 
     with torch.random.fork_rng():
         losses = [F.cross_entropy(fit(rest, *s)(x[held]), y[held]).item() for s in settings]
-        return fit(order, *settings[int(np.argmin(losses))])(test).argmax(1)
+        return fit(order, *settings[int(np.argmin(losses))])(test)
 
 
 def linear(train: Labelled, test: Tensor) -> Tensor:
     """Labels [n] by logistic regression on standardised features; decay chosen on train."""
+    return linear_chances(train, test).argmax(1)
+
+
+def linear_chances(train: Labelled, test: Tensor) -> Tensor:
+    """The same as chances [n, C]: how sure it is of each class."""
     x, z = _standard(train[0], test)
     make = partial(nn.Linear, x.shape[1], int(train[1].max()) + 1)
-    return _best(make, (x, train[1]), z, [(0.01, 1.0), (0.01, 10.0)])
+    return _best(make, (x, train[1]), z, [(0.01, 1.0), (0.01, 10.0)]).softmax(1)
 
 
 def attentive(train: Labelled, test: Tensor, heads: int, device: Device = "cpu") -> Tensor:
@@ -152,7 +163,7 @@ def attentive(train: Labelled, test: Tensor, heads: int, device: Device = "cpu")
     make = partial(AttentiveProbe, x.shape[-1], heads, int(train[1].max()) + 1)
     # The published rate at the published width, 0.001 at 1024; a narrower probe wants more.
     rates = [(4 / x.shape[-1], 1.0), (1 / x.shape[-1], 1.0)]
-    return _best(make, (x, train[1]), z, rates, device)
+    return _best(make, (x, train[1]), z, rates, device).argmax(1)
 
 
 def score(guess: Tensor, labels: Tensor) -> dict[str, float]:
@@ -163,22 +174,50 @@ def score(guess: Tensor, labels: Tensor) -> dict[str, float]:
     return {"percent": 100 * right / n, "low": low, "high": high, "right": right, "clips": n}
 
 
-def _row(
-    tokens: dict[str, Tensor], labels: dict[str, Tensor], heads: int, device: Device
-) -> dict[str, Any]:
-    """One source: probe -> split -> score. Without heads there is no attentive probe."""
-    time_NTD = {split: x.float().mean(2) for split, x in tokens.items()}  # what happened when
-    mean_ND = {split: x.mean(1) for split, x in time_NTD.items()}  # the order is gone
-    probes = {"knn": (mean_ND, knn), "linear, mean": (mean_ND, linear)}
-    probes["linear, time kept"] = time_NTD, linear
+def compare(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, float]:
+    """By how many points the guesses a are better than b on the same clips, and a 95 % interval.
+
+    What both get right or wrong says nothing; of n clips a alone gets `won` right and b alone
+    `lost`. (won - lost) / m +- 1.96 sqrt(won + lost + 1 - (won - lost)^2 / m) / m, m = n + 2, is
+    the interval of Agresti and Min 2005, Statistics in Medicine 24, 729: half a clip in each case.
+    """
+    n, ahead = len(labels), (a == labels).int() - (b == labels).int()
+    won, lost, m = int((ahead > 0).sum()), int((ahead < 0).sum()), n + 2
+    half = 1.96 * math.sqrt(won + lost + 1 - (won - lost) ** 2 / m)
+    low, high = (max(-100.0, min(100.0, 100 * (won - lost + x) / m)) for x in (-half, half))
+    return {"points": 100 * (won - lost) / n, "low": low, "high": high, "won": won, "lost": lost}
+
+
+def _guesses(
+    train: Labelled, test: Tensor, heads: int, device: Device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One source, all tokens: probe -> labels [n]; and the chances [n, C] of linear, time kept.
+
+    Without heads there is no attentive probe.
+    """
+    a_NTD, b_NTD = (x.float().mean(2) for x in (train[0], test))  # what happened when
+    means = (a_NTD.mean(1), train[1]), b_NTD.mean(1)  # the order is gone
+    chances = linear_chances((a_NTD, train[1]), b_NTD)
+    found = {"knn": knn(*means), "linear, mean": linear(*means)}
+    found["linear, time kept"] = chances.argmax(1)
     if heads:
-        probes["attentive"] = tokens, partial(attentive, heads=heads, device=device)
-    tests, row = [split for split in tokens if split != "train"], {}
-    for name, (x, classify) in probes.items():
-        guess = classify((x["train"], labels["train"]), torch.cat([x[s] for s in tests]))
-        guesses = guess.split([len(labels[s]) for s in tests])
-        row[name] = {s: score(g, labels[s]) for s, g in zip(tests, guesses)}
-    return row
+        found["attentive"] = attentive(train, test, heads, device)
+    return found, chances
+
+
+def _mistakes(
+    chances: Tensor, labels: Tensor, rows: list[Row], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Counts [truth][guess], and the clips of which a probe was most sure, and wrong."""
+    (sure, guess), n = chances.max(1), len(names)
+    counts = torch.bincount(labels * n + guess, minlength=n * n).view(n, n).tolist()
+    wrong = [i for i in sure.argsort(descending=True).tolist() if guess[i] != labels[i]]
+    found = [(rows[i], names[guess[i]], round(float(sure[i]), 4)) for i in wrong[:WORST]]
+    worst = [
+        {"path": row.path, "start_s": row.start_s, "end_s": row.end_s, "truth": row.label,
+         "guess": name, "confidence": share} for row, name, share in found
+    ]  # fmt: skip
+    return {"confusion": counts, "worst": worst}
 
 
 def report(
@@ -187,6 +226,8 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole table, ready for JSON and for `show`: rows -> source -> probe -> split -> score.
 
+    ahead -> probe -> split -> `compare`: the trained encoder minus the random one; mistakes ->
+    split -> confusion [truth][guess] and worst clips, of its linear probe with time kept.
     `path` and `which` as in `load_pretrained`; published evaluations take the target one. `seed`
     is that of the random encoder and, where the data has no splits, of `Manifest.splits`. Of each
     video so many `clips` are read as one, evenly spread, where published evaluations take 2 to 8.
@@ -200,23 +241,44 @@ def report(
         fresh = Encoder(config.model())
     sources: dict[str, Source] = {
         "trained encoder": encoder.to(device).eval(), "random encoder": fresh.to(device).eval(),
-        "pixels, one frame": one_frame, "pixels, whole clip": whole_clip,
+        "encoder, one frame": lambda clips: encoder(one_frame(clips)),
+        "pixels, one frame": lambda clips: whole_clip(one_frame(clips))[:, :1],
+        "pixels, whole clip": whole_clip,
     }  # fmt: skip
     parts, how = data.splits(seed)
     read = {split: collect(sources, part, config, device, clips) for split, part in parts.items()}
-    labels, rows = {split: y for split, (_, y, _) in read.items()}, {}
+    bad = {path: cause for part in read.values() for path, cause in part.bad.items()}
+    train = read.pop("train")
+    sizes = [len(part.labels) for part in read.values()]
+    truth = torch.cat([part.labels for part in read.values()])
+    tests = dict(zip(read, torch.arange(len(truth)).split(sizes)))
+    guesses, chances = {}, {}
     for name in sources:
-        tokens = {split: x[name] for split, (x, _, _) in read.items()}
-        rows[name] = _row(tokens, labels, config.heads * ("encoder" in name), device)
-    # What a guess that is always the most frequent class would get.
-    most = {split: 100 * int(y.bincount().max()) / len(y) for split, y in labels.items()}
+        test = torch.cat([part.tokens[name] for part in read.values()])
+        heads, known = config.heads * ("encoder" in name), (train.tokens[name], train.labels)
+        guesses[name], chances[name] = _guesses(known, test, heads, device)
+    ours, other = (guesses[name] for name in ("trained encoder", "random encoder"))
     return {
         "checkpoint": str(path), "step": step, "encoder": which, "data": data.source,
-        "splits": how, "views": clips, "clips": {split: len(y) for split, y in labels.items()},
-        "chance": {split: most[split] for split in most if split != "train"},
-        "unlabelled": sum(data.label_index(row) < 0 for row in data.rows),
-        "unreadable": {path: cause for *_, bad in read.values() for path, cause in bad.items()},
-        "rows": rows, "seconds": round(time.perf_counter() - began, 1),
+        "splits": how, "views": clips,
+        "clips": {"train": len(train.labels), **{s: len(i) for s, i in tests.items()}},
+        # What a guess that is always the most frequent class would get.
+        "chance": {s: 100 * int(truth[i].bincount().max()) / len(i) for s, i in tests.items()},
+        "unlabelled": sum(data.label_index(row) < 0 for row in data.rows), "unreadable": bad,
+        "rows": {
+            name: {p: {s: score(g[i], truth[i]) for s, i in tests.items()} for p, g in x.items()}
+            for name, x in guesses.items()
+        },
+        "ahead": {
+            p: {s: compare(g[i], other[p][i], truth[i]) for s, i in tests.items()}
+            for p, g in ours.items()
+        },
+        "mistakes": {
+            s: _mistakes(chances["trained encoder"][i], truth[i], read[s].rows, data.classes)
+            for s, i in tests.items()
+        },
+        "classes": data.classes, "config": json.loads(config.to_json()),
+        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -231,6 +293,11 @@ def show(result: dict[str, Any]) -> None:
             texts = (f"{s['percent']:.0f} ({s['low']:.0f}-{s['high']:.0f})" for s in cells)
             table.add_row(name, *texts)
         out.print(table)
+        form = "{} {points:+.0f} ({low:+.0f} to {high:+.0f})"
+        gains = (form.format(name, **x[split]) for name, x in result["ahead"].items())
+        out.print(f"trained minus random, points (95 %): {'; '.join(gains)}")
+        counts = np.array(result["mistakes"][split]["confusion"])
+        out.print(f"linear, time kept: {pictures.told(counts, result['classes'])}")
     out.print(f"{result['encoder']} encoder, step {result['step']}; {clips['train']} train clips;")
     out.print(f"splits: {result['splits']}; {result['unlabelled']} unlabelled, ", end="")
     out.print(f"{len(result['unreadable'])} unreadable; {result['seconds']} s")

@@ -35,13 +35,6 @@ class RunLog:
             self.file.write_text("".join(json.dumps(m) + "\n" for m in kept))
         (out / "config.json").write_text(config.to_json() + "\n")
 
-    def __enter__(self) -> "RunLog":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
     def say(self, text: str) -> None:
         """One line for people, to `train.log` and the terminal."""
         if self.active:

@@ -79,10 +79,9 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
     if len(data) < c.batch:
         text = f"{data.source}: {len(data)} training videos, but --batch is {c.batch}"
         raise ConfigError(f"{text}. Use a smaller batch or more videos")
-    how: dict[str, Any] = {"seed": c.seed, "backend": c.backend}
-    dataset = ClipDataset(data, c.clip_spec(), c.transform(True), **how)
-    place: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "start_step": start_step}
-    sampler = ShardedSampler(len(dataset), c.batch, seed=c.seed, **place)
+    dataset = ClipDataset(data, c.clip_spec(), c.transform(True), c.seed, c.backend)
+    place = dist.rank, dist.world, c.seed, start_step
+    sampler = ShardedSampler(len(dataset), c.batch, *place)
     batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
     return iter(to_device(batches, dist.device))
 
@@ -107,7 +106,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     begins = "goes on at" if resumed else "starts at"
     log.say(f"{begins} step {state.step} of {config.steps} in {where}, of {data.source}")
     began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
-    with _stop_requests() as asked, log:
+    with _stop_requests() as asked, log.bar:
         while state.step < config.steps and not state.votes[1]:
             mark = time.perf_counter()
             batch = next(batches)
