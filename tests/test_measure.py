@@ -97,7 +97,7 @@ def test_a_slow_part_is_found(data, part, monkeypatch):
     elif part == "backward":
         model.encoder.patch_embed.proj.weight.register_hook(slow)
     elif part == "optimiser":
-        state.optimizer.register_step_pre_hook(slow)
+        state.optimizers[0].register_step_pre_hook(slow)
     else:
         update = model.update_target
         monkeypatch.setattr(model, "update_target", lambda m: (slow(), update(m)))

@@ -237,7 +237,7 @@ def v1_rates(o, step):
     assert o["ipe_scale"] == 1.25, "the published stretch, the only one that ships"
     group = {"decay": True}
     optimizer = SimpleNamespace(param_groups=[group])
-    state = SimpleNamespace(config=config, step=step, optimizer=optimizer)
+    state = SimpleNamespace(config=config, step=step, optimizers=[optimizer])
     found = steps.set_rates(state)
     assert found[:2] == (group["lr"], group["weight_decay"])
     return list(found)
@@ -267,7 +267,7 @@ def stored_run(name, patch):
     def step(i):
         limit = o["clip_grad"] if "clip_grad" in o and i // o["ipe"] > o["warmup"] else None
         state.config, decay = replace(state.config, clip_grad=limit or 0.0), case["wd_per_group"][i]
-        for group, weight_decay in zip(state.optimizer.param_groups, decay):
+        for group, weight_decay in zip(state.optimizers[0].param_groups, decay):
             group.update(lr=case["lr"][i], weight_decay=weight_decay)
         losses, seen, number = [], [], case.get("batch_for_iteration", range(99))[i]
         first = len([k for k in t if k.startswith("in.clip_int8.") and k.endswith(buckets[0])])
@@ -280,7 +280,7 @@ def stored_run(name, patch):
             masks = masks_of(name, f"in.it{i}{bucket}.mask_")
             batch = Batch(clips, n, n, n >= 0, [])
             if not kind:
-                state.optimizer.zero_grad()
+                state.model.zero_grad()
             pairs = [(kind if second else token, mask) for token, mask in enumerate(masks)]
             goal = loss.normalize_target(target)  # clips are stored as the model sees them
             found, per_clip, _ = steps.forward_loss(state, batch, goal, pairs)
@@ -300,7 +300,7 @@ def test_training_run(name, monkeypatch):
     """Groups, rates, losses, gradient norms; all of the first iteration; weights at the end."""
     (state, step), (case, t) = stored_run(name, monkeypatch), load(name)
     names = {p: k for k, p in state.model.named_parameters()}
-    for ours, theirs in zip(state.optimizer.param_groups, case.get("param_groups", [])):
+    for ours, theirs in zip(state.optimizers[0].param_groups, case.get("param_groups", [])):
         stored = part(dict.fromkeys(theirs["params"]))  # where the fixed tables are parameters
         assert [names[p] for p in ours["params"]] == [k for k in stored if "pos_embed" not in k]
         assert ours["decay"] is not theirs["WD_exclude"]

@@ -35,7 +35,7 @@ def test_equal_to_our_step(dtype, monkeypatch):
     def keep_gradients(*_):
         seen.append({k: p.grad.clone() for k, p in state.model.named_parameters() if k[0] != "t"})
 
-    state.optimizer.register_step_pre_hook(keep_gradients)
+    state.optimizers[0].register_step_pre_hook(keep_gradients)
     for i in range(3):
         clips = torch.randn(SMALL.batch, 3, SMALL.frames, SMALL.size, SMALL.size, dtype=dtype)
         numbers = step.train_step(state, Batch(clips, n, n, n >= 0, []))

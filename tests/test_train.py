@@ -334,7 +334,7 @@ def test_a_checkpoint_of_the_first_version_is_refused(data, tmp_path):
     path = checkpoint.latest(tmp_path / "checkpoints")
     content = checkpoint.load(path)
     state = build(TINY, init_distributed())
-    content["optimizer"] = {**state.optimizer.state_dict(), "state": {0: {}}}
+    content["optimizer"] = {**state.optimizers[0].state_dict(), "state": {0: {}}}
     checkpoint.save(path.parent, 8, content)
     with pytest.raises(ConfigError, match=r"step-00000008\.pt is of version 0\.1\.0"):
         train(TINY, open_data(data), tmp_path)
@@ -360,7 +360,7 @@ def test_too_few_videos_and_too_many_unreadable(data, tmp_path):
 
 
 def test_groups_and_rates(data):
-    state = build(TINY, init_distributed())
+    state = build(dataclasses.replace(TINY, muon_lr=0.0), init_distributed())
     groups = parameter_groups(state.model)
     assert all(p.ndim > 1 for g in groups if g["decay"] for p in g["params"])
     assert all(p.ndim == 1 for g in groups if not g["decay"] for p in g["params"])
@@ -369,7 +369,32 @@ def test_groups_and_rates(data):
     state.step = TINY.steps - 1
     lr, decay, momentum = set_rates(state)
     assert lr == pytest.approx(TINY.lr_final) and momentum == pytest.approx(1.0)
-    assert [g["weight_decay"] for g in state.optimizer.param_groups] == [decay, decay, 0.0, 0.0]
+    (adamw,) = state.optimizers
+    assert [g["weight_decay"] for g in adamw.param_groups] == [decay, decay, 0.0, 0.0]
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(data):
+    state = build(dataclasses.replace(TINY, muon_lr=0.02), init_distributed())
+    adamw, muon = ([g["params"] for g in each.param_groups] for each in state.optimizers)
+    assert all(p.ndim == 2 for p in muon[0]) and all(p.ndim != 2 for g in adamw for p in g)
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    assert sum(p.numel() for g in (*adamw, *muon) for p in g) == trained
+    state.step = TINY.warmup
+    lr, decay, _ = set_rates(state)
+    group = state.optimizers[1].param_groups[0]
+    assert lr == pytest.approx(TINY.lr) and group["lr"] == pytest.approx(0.02)
+    assert group["weight_decay"] == decay
+    before = [p.detach().clone() for p in muon[0]]
+    train_step(state, next(load(state.config, open_data(data), state.dist)))
+    for old, p in zip(before, muon[0]):  # Muon evens out the directions of the gradient
+        moved, grad = (torch.linalg.svdvals(x) for x in (p - (1 - 0.02 * decay) * old, p.grad))
+        assert moved.median() / moved.max() > 2 * grad.median() / grad.max(), old.shape
+
+
+def test_muon_and_shared_weights_are_refused(data):
+    both = dataclasses.replace(TINY, muon_lr=0.02, shard=True)
+    with pytest.raises(ConfigError, match="--muon-lr wants whole matrices"):
+        build(both, init_distributed())
 
 
 def test_log_drops_what_a_dead_run_left_behind(tmp_path):

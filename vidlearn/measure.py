@@ -110,15 +110,15 @@ class _Laps:
             self.mark("loss_ms")
             output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
 
-        model, optimizer = state.model, state.optimizer
+        model, optimizers = state.model, state.optimizers
         for part, name in (
             (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
             (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
         ):  # fmt: skip
             part.register_forward_pre_hook(partial(self.mark, name))
         model.predictor.register_forward_hook(predicted)
-        optimizer.register_step_pre_hook(partial(self.mark, "optimiser_ms"))
-        optimizer.register_step_post_hook(partial(self.mark, "ema_ms"))
+        optimizers[0].register_step_pre_hook(partial(self.mark, "optimiser_ms"))
+        optimizers[-1].register_step_post_hook(partial(self.mark, "ema_ms"))
 
 
 def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:

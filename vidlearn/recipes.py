@@ -75,6 +75,7 @@ class Config:
     lr_start: float = 2e-4  # Learning rate at the first step
     lr: float = 6.25e-4  # Highest learning rate
     lr_final: float = 1e-6  # Learning rate at the last step
+    muon_lr: float = 0.0  # Highest learning rate of matrices, by Muon; 0: AdamW for all weights
     anneal: int = 0  # Steps of its fall; 0: all after the rise
     fall: str = "cosine"  # Shape of its fall: cosine or linear
     rates: str = "exact"  # exact: they end where they say; vjepa1: at 4/5 of the way, as published

@@ -39,7 +39,7 @@ class State:
     dist: Dist
     model: VJEPA
     wrapped: nn.Module  # the model, inside DistributedDataParallel when there are several ranks
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]  # AdamW, and with `muon_lr` Muon for the matrices
     votes: Tensor  # readable clips, and wishes to stop, of all ranks
     step: int = 0
 
@@ -62,8 +62,24 @@ def build(config: Config, dist: Dist) -> State:
     if config.compile and dist.device.type == "cuda":  # the fair cut has few lengths
         compile_blocks(model, dynamic=config.mask_cut != "fair")
     wrapped = _share(model, config, dist) if dist.world > 1 else model
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=config.lr, fused=True)
-    return State(config, dist, model, wrapped, optimizer, torch.zeros(2, device=dist.device))
+    votes = torch.zeros(2, device=dist.device)
+    return State(config, dist, model, wrapped, make_optimizers(model, config), votes)
+
+
+def make_optimizers(model: VJEPA, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights; with `muon_lr` Muon for the matrices (Jordan et al. 2024)."""
+    groups, muon = parameter_groups(model), []
+    if config.muon_lr:
+        if config.shard:
+            raise ConfigError("--muon-lr wants whole matrices on each process: leave out --shard")
+        muon = [p for group in groups for p in group["params"] if p.ndim == 2]
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.ndim != 2]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
+    if muon:
+        one = {"params": muon, "decay": True, "scale": config.muon_lr / config.lr}
+        found.append(torch.optim.Muon([one], lr=config.muon_lr))
+    return found
 
 
 def compile_blocks(model: VJEPA, *, dynamic: bool) -> None:
@@ -109,8 +125,9 @@ def set_rates(state: State) -> tuple[float, float, float]:
     span |= {"anneal": c.anneal, "shape": c.fall, "warmup": c.warmup}
     lr = schedule.warmup_anneal(step, int(end) + 1, **span)
     decay = schedule.cosine(step / int(end), *c.weight_decay)
-    for group in state.optimizer.param_groups:
-        group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
+    for group in (group for each in state.optimizers for group in each.param_groups):
+        group["lr"] = lr * group.get("scale", 1.0)
+        group["weight_decay"] = decay if group["decay"] else 0.0
     return lr, decay, schedule.linear(state.step / end, *c.ema)
 
 
@@ -193,7 +210,7 @@ def train_step(
     kinds = [0] * len(masks) if c.mask_cycle or c.one_token else range(len(masks))
     pairs = [(kind, mask.to(dist.device)) for kind, mask in zip(kinds, masks)]
     mark("prepare_ms")
-    state.optimizer.zero_grad()  # before the forward pass, which needs the memory
+    state.model.zero_grad()  # before the forward pass, which needs the memory
     batch = replace(batch, clips=normalize(batch.clips, c.input_norm))
     with _autocast(state):
         target = state.model.teach(batch.clips)
@@ -211,7 +228,8 @@ def update(state: State, momentum: float) -> dict[str, Tensor]:
         weights = getattr(state.model, name).parameters()
         norm = nn.utils.clip_grad_norm_(weights, limit)
         found[f"grad_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
     state.model.update_target(momentum)
     state.step += 1
     return found

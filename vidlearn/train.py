@@ -31,7 +31,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whatever ran
 def save(state: State, out: Path) -> tuple[Path | None, dict[str, Any]]:
     """Write a checkpoint from rank 0; the others wait for it. Its path and weights, on rank 0."""
     path, about = None, {"config": state.config.to_json(), "step": state.step}
-    model, optimizer = get_state_dict(state.model, state.optimizer, options=WHOLE)
+    model, optimizer = get_state_dict(state.model, state.optimizers, options=WHOLE)
     if state.dist.is_main:
         parts = {"model": model, "optimizer": optimizer}
         path = checkpoint.save(out / "checkpoints", state.step, {**about, **parts})
@@ -52,7 +52,7 @@ def resume(state: State, out: Path) -> bool:
     if 0 in content["optimizer"]["state"]:  # by number, not by name, up to version 0.1.0
         raise ConfigError(f"{path} is of version 0.1.0: a run goes on with that, or anew elsewhere")
     parts = {"model_state_dict": content["model"], "optim_state_dict": content["optimizer"]}
-    set_state_dict(state.model, state.optimizer, **parts, options=WHOLE)
+    set_state_dict(state.model, state.optimizers, **parts, options=WHOLE)
     state.step = content["step"]
     return True
 
