@@ -61,7 +61,7 @@ def test_a_run_repeats_and_tells_its_curve(clips):
     found = [ablate.run("as it is", 0, 4) for _ in range(2)]
     assert found[0]["curve"] == found[1]["curve"] != ablate.run("as it is", 1, 4)["curve"]
     assert [p["step"] for p in found[0]["curve"]] == [0, 1, 4]
-    assert {"loss", "spread", "effective_rank", "explained", "val", "test"} < {
+    assert {"loss", "spread", "effective_rank", "explained", "val", "test", "far"} < {
         *found[0]["curve"][1]
     }
 
@@ -87,10 +87,31 @@ def test_the_table_says_what_the_record_says():
     assert page.figure({**ABOUT, "runs": RUNS}, ["as it is"]) == drawn
 
 
-def test_the_record_holds_three_seeds_of_each_variant():
-    record = json.loads((ROOT / "book" / page.RECORD).read_text("utf-8"))
+def test_a_column_for_each_split_that_was_probed():
+    far = {**ABOUT, "runs": json.loads(json.dumps(RUNS).replace('"test"', '"far"'))}
+    assert page.probed(far) == ["val", "far"] and page.rows(far)[0][-1] == "39 → 52 (50 to 53)"
+
+
+@pytest.mark.parametrize("name", ablate.RECIPES)
+def test_the_record_holds_three_seeds_of_each_variant(name):
+    file, variants = ablate.RECIPES[name]
+    record = json.loads((ROOT / "book" / page.RECORDS / file).read_text("utf-8"))
     curves = page.by_name(record)
-    assert record["seeds"] == 3 and {*curves} == {*ablate.VARIANTS}
+    assert record["seeds"] == 3 and {*curves} == {*variants}
     assert all(len(found) == 3 for found in curves.values())
     ends = {found[-1]["step"] for runs in curves.values() for found in runs}
-    assert ends == {record["steps"]} == {recipe("laptop").steps}
+    assert ends == {record["steps"]} == {recipe(name).steps}
+
+
+def test_laptop_muon_learns_by_predicting():
+    """The sentences of the page: far above the random encoder, by more than the seeds' range."""
+    record = json.loads((ROOT / "book" / page.RECORDS / "laptop-muon.json").read_text("utf-8"))
+    curves = page.by_name(record)
+    least = {"val": 20, "test": 20, "far": 10}
+    for split, points in least.items():
+        start, *_, end = zip(*([p[split] for p in curve] for curve in curves["as it is"]))
+        assert sum(end) / 3 - sum(start) / 3 >= points, split
+        assert min(end) > max(start), split
+    for split in ("val", "test"):
+        others = curves["no prediction, regulariser only"]
+        assert min(c[-1][split] for c in curves["as it is"]) > max(c[-1][split] for c in others)

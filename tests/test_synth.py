@@ -108,6 +108,29 @@ def test_splits_hold_different_clips_and_seeds_different_backgrounds() -> None:
     assert (synth.draw("right", 1) != synth.draw("right", 2)).mean() > 0.9
 
 
+def test_far_has_the_objects_of_test_before_another_kind_of_background() -> None:
+    assert synth.RANGES["far"] == synth.RANGES["test"]
+
+    def evenness(split: str, seed: int) -> float:
+        """Share of a frame's variance in its four strongest frequencies, one colour."""
+        look = synth.nuisances(seed, split)
+        waves = np.abs(np.fft.rfft2(look.backdrop(look, 2, 64)[0, :, :, 0]))[1:, 1:] ** 2
+        return float(np.sort(waves.ravel())[-8:].sum() / waves.sum())
+
+    far, test = (np.mean([evenness(split, i) for i in range(40)]) for split in ("far", "test"))
+    assert far > 0.8 and far > 1.3 * test, (far, test)
+    a = synth.nuisances(1, "far")
+    slow = [a.backdrop(a, 3, 64)[i] for i in range(3)]
+    assert (slow[0] != slow[1]).any(), "it slides as other backgrounds do"
+
+
+def test_the_built_in_set_holds_all_four_splits(tmp_path: Path) -> None:
+    manifest = synth.make_shown(tmp_path, train=12, val=2, test=2, far=2)
+    splits, how = open_data(manifest).splits()
+    assert {name: len(x) for name, x in splits.items()} == dict(train=12, val=2, test=2, far=2)
+    assert how == "the data's own"
+
+
 def test_one_frame_is_near_chance_for_a_linear_classifier() -> None:
     """Least squares with ridge on the pixels of one frame; chance is 8.3 %."""
 

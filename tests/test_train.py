@@ -107,10 +107,12 @@ def test_runs_repeat_to_the_bit(data, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_resume_equals_uninterrupted(data, tmp_path):
+@pytest.mark.parametrize("muon_lr", [0.0, 0.02])
+def test_resume_equals_uninterrupted(data, tmp_path, muon_lr):
     """Killed without warning after a checkpoint, started again: the same bits."""
-    train(TINY, open_data(data), tmp_path / "whole")
-    process = start(data, tmp_path / "cut", config=dataclasses.replace(TINY, steps=8))
+    config = dataclasses.replace(TINY, muon_lr=muon_lr)
+    train(config, open_data(data), tmp_path / "whole")
+    process = start(data, tmp_path / "cut", config=config)
     saved = tmp_path / "cut" / "checkpoints"
     deadline = time.time() + 60
     while checkpoint.latest(saved) is None and time.time() < deadline:
@@ -118,7 +120,7 @@ def test_resume_equals_uninterrupted(data, tmp_path):
     process.kill()
     process.communicate()
     assert checkpoint.load(checkpoint.latest(saved))["step"] in (3, 6, 8)
-    summary = train(TINY, open_data(data), tmp_path / "cut")
+    summary = train(config, open_data(data), tmp_path / "cut")
     assert summary["step"] == 8
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     a, b = weights(tmp_path / "cut"), weights(tmp_path / "whole")
@@ -133,7 +135,9 @@ KINDS = {"masks": "vjepa", "mask_cycle": False}  # both in a step, each with a t
 
 
 @pytest.mark.parametrize(
-    "version", [{}, KINDS, V2, {**V2, **V21}], ids=["1", "1, all kinds", "2", "2.1"]
+    "version",
+    [{}, KINDS, V2, {**V2, **V21}, {"muon_lr": 0.02}],
+    ids=["1", "1, all kinds", "2", "2.1", "muon"],
 )
 def test_two_processes_learn_what_one_learns(data, tmp_path, version):
     """Same clips, masks and mean loss; only the order of additions differs (1e-4 relative)."""

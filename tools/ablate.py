@@ -1,13 +1,14 @@
-"""What each part of the recipe `laptop` is for: change one, train with several seeds, probe.
+"""What each part of a small recipe is for: change one, train with several seeds, probe.
 
-    .venv/bin/python tools/ablate.py [NAME ...] [--seeds 3] [--steps 600] [--jobs 2] [--out FILE]
+    .venv/bin/python tools/ablate.py [NAME ...] [--recipe laptop-muon] [--seeds 3] [--jobs 2]
 
 Each run is the package's own training step, on the built-in clips, which are decoded once and kept
 in memory. Batches, crops and masks follow from the seed and the step, so a run repeats to the bit
 on one machine. At some steps the target encoder is frozen and probed: a linear classifier on its
-features, averaged over space, time kept, on new clips (val) and on new objects, colours and speeds
-(test). Beside it stand a random encoder, which is the same run at step 0, and how much of the
-targets the predictions explain beyond the mean of each place: a loss can fall without that.
+features, averaged over space, time kept, on new clips (val), on new objects, colours and speeds
+(test), and on these in front of another kind of background (far). Beside it stand a random encoder,
+which is the same run at step 0, and how much of the targets the predictions explain beyond the mean
+of each place: a loss can fall without that.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from vidlearn.storage import iter_frames
 from vidlearn.tokens import gather_tokens
 from vidlearn.transform import normalize
 
-OUT = Path("book/_static/records/ablations.json")
-SPLITS = ("train", "val", "test")
+RECORDS = Path("book/_static/records")
+SPLITS = ("train", "val", "test", "far")
 Clips = dict[str, tuple[Tensor, Tensor]]  # split -> uint8 [N, T, H, W, C], labels [N]
 CLIPS: Clips = {}  # read once, before the workers are forked
 
@@ -85,6 +86,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[step.State], None]]] = {
     "frames, no tubelets": ({"tubelet": 1}, lambda _: None),
     "every frame, not every second": ({"stride_frames": 1}, lambda _: None),
 }
+# recipe -> the file of its record, and what is changed in it
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "laptop": ("ablations.json", VARIANTS),
+    "laptop-muon": ("laptop-muon.json", {name: VARIANTS[name] for name in (*VARIANTS,)[:2]}),
+}
 
 
 def read_clips(data: Path) -> Clips:
@@ -124,7 +130,7 @@ def features(encoder: Any, config: Config, clips_NTHWC: Tensor) -> Tensor:
 
 
 def probed(encoder: Any, config: Config, clips: Clips) -> dict[str, float]:
-    """Per cent right on val and test."""
+    """Per cent right on val, test and far."""
     (train, labels), *rest = (clips[split] for split in SPLITS)
     guess = probe.linear(
         (features(encoder, config, train), labels),
@@ -142,12 +148,12 @@ def explained(goal_BND: Tensor, target_BK: Tensor, prediction: Tensor) -> float:
     return 1 - float((prediction - wanted).pow(2).sum() / variance)
 
 
-def run(name: str, seed: int, steps: int) -> dict[str, Any]:
-    """One training run of one variant: its curve, a line for each probed step."""
+def run(name: str, seed: int, steps: int, base: str = "laptop") -> dict[str, Any]:
+    """One training run of one variant of a recipe: its curve, a line for each probed step."""
     torch.set_num_threads(1)
     clips = CLIPS
-    changes, prepare = VARIANTS[name]
-    config = replace(recipe("laptop"), **changes, seed=seed, steps=steps)
+    changes, prepare = RECIPES[base][1][name]
+    config = replace(recipe(base), **changes, seed=seed, steps=steps)
     state = step.build(config, dist.init_distributed())
     prepare(state)
     own = name == "no stop-gradient"
@@ -174,28 +180,31 @@ def run(name: str, seed: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help=", ".join(VARIANTS))
+    parser.add_argument("--recipe", choices=RECIPES, default="laptop")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, help="of a run; by default the recipe's")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("data/synth"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="file to write; by default the recipe's record")
     args = parser.parse_args()
-    if odd := set(args.names) - set(VARIANTS):
-        parser.error(f"no variant {sorted(odd)}; known: {', '.join(VARIANTS)}")
+    file, variants = RECIPES[args.recipe]
+    steps = args.steps or recipe(args.recipe).steps
+    if odd := set(args.names) - set(variants):
+        parser.error(f"no variant {sorted(odd)}; known: {', '.join(variants)}")
     if not args.data.exists():
         synth.make_shown(args.data)
     CLIPS.update(read_clips(args.data))
-    jobs = [(n, seed) for seed in range(args.seeds) for n in args.names or VARIANTS]
-    one, runs = partial(run, steps=args.steps), []
+    jobs = [(n, seed) for seed in range(args.seeds) for n in args.names or variants]
+    one, runs = partial(run, steps=steps, base=args.recipe), []
     # Forked workers share the clips; torch has not started a thread here yet.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         for found in pool.map(one, *zip(*jobs)):
             runs.append(found)
             end = found["curve"][-1]
             print(found["name"], found["seed"], end, flush=True)
-    about = {"machine": measure.machine_card(), "steps": args.steps, "seeds": args.seeds}
-    text = json.dumps({**about, "runs": runs}, indent=1)
-    args.out.write_text(text + "\n")
+    about = {"machine": measure.machine_card(), "steps": steps, "seeds": args.seeds}
+    text = json.dumps({**about, "recipe": args.recipe, "runs": runs}, indent=1)
+    (args.out or RECORDS / file).write_text(text + "\n")
 
 
 if __name__ == "__main__":

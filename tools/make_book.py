@@ -1,6 +1,6 @@
 """What `make book` does: make videos, train on them in two processes, probe, build the pages.
 
-    data    data/synth            2,960 small videos of twelve motions
+    data    data/synth            3,440 small videos of twelve motions
     train   runs/book             the recipe `laptop` through torchrun, two processes
     probe   runs/book/probe.json  what the frozen encoder knows, beside a random one and pixels
     pages   _build/html           the book, which shows the result of this run

@@ -137,12 +137,13 @@ def export(source: Positional[str], out: Path, encoder: Which = "target") -> Non
 
 
 def data_synth(
-    folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, seed: int = 0
-) -> None:
+    folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, far: int = 480,
+    seed: int = 0,
+) -> None:  # fmt: skip
     """Make the built-in videos, so many a split; a complete set is left alone."""
     from vidlearn.datasets import synth
 
-    print(synth.make_shown(folder, train=train, val=val, test=test, seed=seed))
+    print(synth.make_shown(folder, train=train, val=val, test=test, far=far, seed=seed))
 
 
 def data_manifest(root: Positional[Path], out: Path | None = None) -> None:

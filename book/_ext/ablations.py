@@ -1,6 +1,7 @@
 """The table and the figure of `tools/ablate.py`, drawn from its record when the book is built.
 
-    ```{ablations} ```    of _static/records/ablations.json
+    ```{ablations}```              of _static/records/ablations.json
+    ```{ablations} laptop-muon```  of _static/records/laptop-muon.json
 
 So the page says what the record says. Numbers are means over seeds, with the lowest and highest.
 """
@@ -18,8 +19,9 @@ from sphinx.util.docutils import SphinxDirective
 
 from vidbook import table
 
-RECORD = Path("_static/records/ablations.json")
-HEAD = ("changed", "loss", "explained, %", "effective rank", "new clips, %", "new objects, %")
+RECORDS = Path("_static/records")
+HEAD = ("changed", "loss", "explained, %", "effective rank")
+PROBED = {"val": "new clips, %", "test": "new objects, %", "far": "new backgrounds, %"}
 COLUMNS = (("loss", 1, ".2f"), ("explained", 100, ".0f"), ("effective_rank", 1, ".0f"))
 PANELS = {"loss": 1, "explained": 100, "effective_rank": 1, "val": 1}
 STYLES, COLOURS = ("-", "--", "-.", ":"), (show.BLUE, show.ORANGE, show.GREEN, show.RED)
@@ -40,13 +42,18 @@ def cell(values: list[float], form: str) -> str:
     return f"{mean} ({low} to {high})".replace("-", "\u2212")
 
 
+def probed(record: dict[str, Any]) -> list[str]:
+    """The splits that were probed."""
+    return [split for split in PROBED if split in record["runs"][0]["curve"][0]]
+
+
 def rows(record: dict[str, Any]) -> list[list[str]]:
     """A line for each variant; before an arrow stands what its encoder had at step 0."""
     lines = []
     for name, found in by_name(record).items():
         ends = [curve[-1] for curve in found]
         cells = [cell([scale * end[k] for end in ends], form) for k, scale, form in COLUMNS]
-        for k in ("val", "test"):
+        for k in probed(record):
             start = sum(curve[0][k] for curve in found) / len(found)
             cells.append(f"{start:.0f} \u2192 {cell([end[k] for end in ends], '.0f')}")
         lines.append([name, *cells])
@@ -65,7 +72,8 @@ def figure(record: dict[str, Any], names: list[str]) -> show.Picture:
                 label_of = {} if seed else {"label": name}
                 axis.plot(*zip(*points), STYLES[number % 4], linewidth=1, **look, **label_of)
         axis.set(xlabel="step", ylabel=label)
-    axes[0, 1].set(ylim=(-45, 10))
+    highest = max(p["explained"] for run in record["runs"] for p in run["curve"][1:])
+    axes[0, 1].set(ylim=(-45, max(10, 100 * highest + 5)))
     axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
     told = "; ".join(f"{line[0]}: loss {line[1]}, new clips {line[4]} %"
                      for line in rows(record) if line[0] in names)  # fmt: skip
@@ -73,13 +81,15 @@ def figure(record: dict[str, Any], names: list[str]) -> show.Picture:
 
 
 class Ablations(SphinxDirective):
-    """{ablations}: the table, and the curves of the variants that it names, one a line."""
+    """{ablations} RECORD: table, and the curves of the variants that it names, one a line."""
 
     has_content = True
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Table, figure, and how they were made."""
-        path = Path(self.env.srcdir) / RECORD
+        name = self.arguments[0] if self.arguments else "ablations"
+        path = Path(self.env.srcdir) / RECORDS / f"{name}.json"
         self.env.note_dependency(str(path))
         record = json.loads(path.read_text("utf-8"))
         html = figure(record, list(self.content)).html()
@@ -89,7 +99,8 @@ class Ablations(SphinxDirective):
             "What explains less than \u221245 % is left out of its panel."
         )
         drawn = nodes.raw("", html, format="html")
-        return [table(HEAD, rows(record)), nodes.paragraph("", about), drawn]
+        head = (*HEAD, *(PROBED[split] for split in probed(record)))
+        return [table(head, rows(record)), nodes.paragraph("", about), drawn]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

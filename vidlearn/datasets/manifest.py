@@ -82,7 +82,7 @@ class Manifest:
                 f"{self.source}: no labels. A probe needs class folders or a manifest"
             )
         if "train" in names and names & {"val", "test"}:
-            own = [name for name in ("train", "val", "test") if name in names]
+            own = [name for name in ("train", "val", "test", "far") if name in names]
             return {name: self.split(name) for name in own}, "the data's own"
         rng, source = np.random.default_rng(seed), [row.source_id or row.path for row in self.rows]
         place: dict[str, str] = {}

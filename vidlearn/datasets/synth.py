@@ -54,7 +54,7 @@ UNSEEN = {
     "shape": ("peanut", "clover", "star"), "texture": ("rings", "spokes"),
     "hue": (0.17, 0.29), "radius": (0.155, 0.18), "speed": (1.1, 1.3), "pan": (0.085, 0.13),
 }  # fmt: skip
-RANGES: dict[str, dict] = {"train": SEEN, "val": SEEN, "test": UNSEEN}
+RANGES: dict[str, dict] = {"train": SEEN, "val": SEEN, "test": UNSEEN, "far": UNSEEN}
 # The other courses: the first object is not there, both stand a quarter turn away about the point
 # between them, both go backwards (halfway they are where they were).
 TWISTS = ("vanish", "teleport", "reverse")
@@ -80,6 +80,7 @@ def nuisances(seed: int, split: str = "train") -> SimpleNamespace:
         gap=rng.uniform(1.9, 2.2),  # from the centre to each object, in radii
         switch=rng.uniform(0.3, 0.7),  # when objects appear, as a share of the clip
         noise=int(rng.integers(2**32)),  # seed of the background
+        backdrop=_gratings if split == "far" else _noise,
     )
 
 
@@ -118,7 +119,7 @@ def draw(
     both = objects(class_name, seed, split, frames=frames, twist=twist)
     look, backwards = nuisances(seed, split), CLASSES.index(class_name) % 2
     turn = slice(None, None, -1 if backwards else 1)  # twins are drawn alike, to the bit
-    clip = _background(look, frames, size)
+    clip = look.backdrop(look, frames, size)
     for where, way, shown in zip(both.where, both.way, both.shown):
         clip = _paint(clip, look, where[:, turn] * size, way[turn], shown[turn])
     clip = np.floor(clip.clip(0, 255) + 0.5).astype(np.uint8)
@@ -127,7 +128,7 @@ def draw(
 
 def make(
     root: str | os.PathLike[str], *, train: int = 2000, val: int = 480, test: int = 480,
-    seed: int = 0, frames: int = 16, size: int = 64, fps: float = 8.0,
+    far: int = 0, seed: int = 0, frames: int = 16, size: int = 64, fps: float = 8.0,
     workers: int | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write root/<split>/<class>/<seed of the clip>.mp4, then root/manifest.csv, which is returned.
@@ -136,7 +137,7 @@ def make(
     than one worker (None: one a core) a script needs the `__main__` guard. progress(done, all).
     VidlearnError: the folder holds something else, or a set made with other arguments.
     """
-    root, counts = Path(root), {"train": train, "val": val, "test": test}
+    root, counts = Path(root), {"train": train, "val": val, "test": test, "far": far}
     asked = json.dumps({**counts, "seed": seed, "clip": [frames, size, fps], "version": VERSION})
     stamp, manifest = root / "synth.json", root / "manifest.csv"
     found = stamp.read_text() if stamp.exists() else "no stamp" if manifest.exists() else asked
@@ -168,13 +169,15 @@ def make(
 
 
 def make_shown(root: str | os.PathLike[str], **how: Any) -> Path:
-    """`make`, with a bar on a terminal, since it takes a minute."""
+    """`make` with all splits, and a bar on a terminal, since it takes minutes."""
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         advance = partial(bar.update, bar.add_task("videos"))
-        return make(root, **how, progress=lambda i, n: advance(completed=i, total=n))
+        return make(
+            root, **{"far": 480, **how}, progress=lambda i, n: advance(completed=i, total=n)
+        )
 
 
 def _write(job: tuple[Path, str, int, str, int, int, float]) -> None:
@@ -182,7 +185,7 @@ def _write(job: tuple[Path, str, int, str, int, int, float]) -> None:
     encode(path, draw(label, clip_seed, split, frames=frames, size=size), fps, options=LIGHT)
 
 
-def _background(look: SimpleNamespace, frames: int, size: int) -> np.ndarray:
+def _noise(look: SimpleNamespace, frames: int, size: int) -> np.ndarray:
     """Periodic noise that slides by parts of a pixel, float [T, H, W, 3] in grey levels."""
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
     rng = np.random.default_rng(look.noise)
@@ -196,6 +199,20 @@ def _background(look: SimpleNamespace, frames: int, size: int) -> np.ndarray:
     slid = np.fft.irfft2(noise * np.exp(-2j * np.pi * phase)[:, None], (size, size))
     colours = rng.normal(0, 12, (3, 3)) + rng.normal(0, 12, (3, 1))
     return np.moveaxis(np.tanh(contrast * slid), 1, -1) @ colours + rng.uniform(75, 155, 3)
+
+
+def _gratings(look: SimpleNamespace, frames: int, size: int) -> np.ndarray:
+    """Two waves, each straight and of one length, that slide together; as `_noise`."""
+    rng = np.random.default_rng(look.noise)
+    way = np.linspace(-0.5, 0.5, frames)[:, None, None] * look.pan
+    x, y = (np.arange(size) + 0.5) / size, (np.arange(size)[:, None] + 0.5) / size
+    x, y = x - way * np.cos(look.pan_angle), y - way * np.sin(look.pan_angle)
+    drawn = zip(rng.uniform(2, 9, 2), rng.uniform(0, 2 * np.pi, 2), rng.uniform(0, 2 * np.pi, 2))
+    waves = [
+        np.sin(2 * np.pi * n * (x * np.cos(a) + y * np.sin(a)) + start) for n, a, start in drawn
+    ]
+    colours = rng.normal(0, 20, (2, 3)) + rng.normal(0, 20, (2, 1))
+    return np.stack(waves, -1) @ colours + rng.uniform(75, 155, 3)
 
 
 def _paint(

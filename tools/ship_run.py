@@ -1,0 +1,70 @@
+"""Make a small run again and ship it with the book: weights, log, probe results, hashes.
+
+    .venv/bin/python tools/ship_run.py laptop-muon      # writes book/assets/laptop-muon
+
+Trains the recipe on the built-in videos in two processes (a run in runs/NAME goes on), probes it,
+and copies what the chapters read. `about.json` names the seed, the versions and the SHA-256 of each
+file; the machine's own paths stay behind.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vidlearn import checkpoint, measure
+from vidlearn.datasets import synth
+from vidlearn.recipes import RECIPES, Config
+
+DATA = Path("data/synth")
+COPIED = ("config.json", "metrics.jsonl", "encoder.safetensors")
+
+
+def ship(run: Path, assets: Path) -> dict[str, str]:
+    """Copy a finished run to `assets`; returns the SHA-256 of each file."""
+    path = checkpoint.latest(run / "checkpoints")
+    assert path is not None, f"{run}: no checkpoint"
+    state = checkpoint.load(path)
+    config = Config.from_json(state["config"])
+    assert state["step"] == config.steps, f"{run}: not at its end; train it first"
+    assets.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        shutil.copyfile(run / name, assets / name)
+    meta = {"config": state["config"], "step": state["step"]}
+    checkpoint.export_encoder(assets / "model.safetensors", state["model"], meta)
+    result = json.loads((run / "probe.json").read_text())
+    for line in (worst for found in result["mistakes"].values() for worst in found["worst"]):
+        line["path"] = Path(os.path.relpath(line["path"], DATA)).as_posix()
+    told = {"checkpoint": assets.name, "data": "the built-in videos"}
+    (assets / "result.json").write_text(json.dumps({**result, **told}, indent=1) + "\n")
+    files = sorted(path for path in assets.iterdir() if path.name != "about.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", choices=[name for name in RECIPES if name.startswith("laptop")])
+    name = parser.parse_args().recipe
+    run, assets = Path("runs") / name, Path("book/assets") / name
+    synth.make_shown(DATA)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = [*torchrun, "-m", "vidlearn", "train", name, "--data", DATA, "--out", run]
+    probe = ["-m", "vidlearn", "probe", run, DATA, "--json", run / "probe.json"]
+    for command in (train, probe):
+        words = [sys.executable, *map(str, command)]
+        subprocess.run(words, env=environment, check=True)
+    hashes = ship(run, assets)
+    seed = RECIPES[name].seed
+    about = {"recipe": name, "seed": seed, "processes": 2, "machine": measure.machine_card()}
+    text = json.dumps({**about, "sha256": hashes}, indent=1)
+    (assets / "about.json").write_text(text + "\n")
+    print(assets, *hashes, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
