@@ -80,19 +80,17 @@ def probe(
         clips: read so many of each video as one, evenly spread.
         draw: folder for pictures of what is mistaken for what, and of the worst clips.
     """
-    from vidlearn.datasets import open_data
-    from vidlearn.dist import init_distributed
-    from vidlearn.pictures import draw as draw_mistakes
+    from vidlearn import datasets, dist, pictures
     from vidlearn.probe import report, show
 
     if draw:
         draw.mkdir(parents=True, exist_ok=True)
-    device = init_distributed().device
-    result = report(checkpoint, open_data(data), encoder, seed, device, clips)
+    device = dist.init_distributed().device
+    result = report(checkpoint, datasets.open_data(data), encoder, seed, device, clips)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
-    for path, text in draw_mistakes(draw, result).items() if draw else ():
+    for path, text in pictures.draw(draw, result).items() if draw else ():
         print(f"{path}: {text}")
 
 
@@ -111,15 +109,11 @@ def import_weights(
         heads: attention heads, for a width that was not published.
         pred_heads: those of the predictor, in the same way.
     """
-    from vidlearn.checkpoint import export_encoder
-    from vidlearn.pretrained import load_pretrained
+    from vidlearn.pretrained import export_encoder, load_pretrained
 
     shape = {"frames": frames, "size": size, "heads": heads, "pred_heads": pred_heads}
-    given = {name: x for name, x in shape.items() if x is not None}
-    model = load_pretrained(source, encoder=encoder, **given)
-    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
-    meta |= {"encoder": model.about["encoder"]}
-    export_encoder(out, model.encoder.state_dict(), meta)
+    model = load_pretrained(source, encoder=encoder, **shape)
+    export_encoder(out, model)
     told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
     print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
@@ -156,22 +150,10 @@ def data_manifest(root: Positional[Path], out: Path | None = None) -> None:
 
 def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
     """Decode a frame of every video; the file --out names those that fail."""
-    from vidlearn.batch import ClipDataset, eval_loader
-    from vidlearn.datasets import Manifest, Quarantine, Row, open_data
-    from vidlearn.sample import ClipSpec
-    from vidlearn.transform import ClipTransform
+    from vidlearn.datasets.check import check
 
-    paths = dict.fromkeys(row.path for row in open_data(data).rows)
-    videos = Manifest(tuple(Row(path) for path in paths), (), str(data))
-    frame = ClipSpec(frames=1, stride_frames=1)  # the middle one, so that seeking is tried too
-    dataset = ClipDataset(videos, frame, ClipTransform(train=False), random_clips=False)
-    out.unlink(missing_ok=True)
-    quarantine, bad = Quarantine(out, len(videos), max_share=1.0), 0
-    for batch in eval_loader(dataset, 16, workers=os.cpu_count() or 1):
-        bad = quarantine.add(batch.bad)
-        for path, cause in batch.bad:
-            print(f"{path}: {cause}")
-    print(f"{len(videos)} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
+    videos, bad = check(data, out)
+    print(f"{videos} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
     return int(bad > 0)
 
 
@@ -189,8 +171,8 @@ def plan(run: Plan) -> dict[str, Any]:
     """Predict a run's FLOPs, memory, GPU-hours and price."""
     from vidlearn import budget
 
-    names = ("gpu", "mfu", "usd", "clips_per_s")
-    return budget.plan(run.config, run.gpus, **{name: getattr(run, name) for name in names})
+    how = {"gpu": run.gpu, "mfu": run.mfu, "usd": run.usd, "clips_per_s": run.clips_per_s}
+    return budget.plan(run.config, run.gpus, **how)
 
 
 def doctor() -> int:

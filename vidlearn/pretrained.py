@@ -85,7 +85,7 @@ def load_pretrained(
 
     `encoder` is "target", as evaluations take it, or "context", the trained one. The mask token
     is 0, the only trained one of V-JEPA 2, but 1 for Hugging Face, whose model always takes that.
-    `shape` may set what tensors do not tell: heads, pred_heads, frames, size, pos.
+    `shape` may set what tensors do not tell: heads, pred_heads, frames, size, pos; None sets none.
     ConfigError: no such file or name, a foreign or broken file, another model's weights.
     """
     if encoder not in PARTS:
@@ -98,6 +98,7 @@ def load_pretrained(
         has = f"the {others[0]} encoder: ask for that one" if others else ", ".join(parts)
         raise ConfigError(f"{path}: no {encoder} encoder in it, but {has}")
     weights, guess, config = parts[part], parts.get("predictor", {}), told.get("config")
+    shape = {name: x for name, x in shape.items() if x is not None}
     if config:
         config = replace(config, **shape)
         cfg = config.model()
@@ -294,6 +295,13 @@ def _twins(name: str) -> list[str]:
     mine, theirs = next(pair for pair in TWINS.items() if name.startswith(pair[0]))
     twin = theirs + name.removeprefix(mine).replace(".attn.", ".attention.")
     return [twin.replace("qkv", third) for third in QKV] if ".qkv." in twin else [twin]
+
+
+def export_encoder(path: str | Path, model: Pretrained) -> None:
+    """Write the encoder as one file that `load_pretrained`, and with it probes, reads."""
+    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
+    meta |= {"encoder": model.about["encoder"]}
+    checkpoint.export_encoder(path, model.encoder.state_dict(), meta)
 
 
 def export_hf(folder: str | Path, model: Pretrained) -> Path:
