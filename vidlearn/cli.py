@@ -171,8 +171,8 @@ def plan(run: Plan) -> dict[str, Any]:
     """Predict a run's FLOPs, memory, GPU-hours and price."""
     from vidlearn import budget
 
-    how = {"gpu": run.gpu, "mfu": run.mfu, "usd": run.usd, "clips_per_s": run.clips_per_s}
-    return budget.plan(run.config, run.gpus, **how)
+    names = ("gpu", "mfu", "usd", "clips_per_s")
+    return budget.plan(run.config, run.gpus, **{name: getattr(run, name) for name in names})
 
 
 def doctor() -> int:

@@ -1,7 +1,6 @@
 """The errors that a reader can act on: each names the file, the value and the remedy.
 
-The command line prints one of these as a single line; anything else is a bug and
-keeps its traceback.
+The command line prints them as one line; anything else is a bug and keeps its traceback.
 """
 
 import os

@@ -17,8 +17,6 @@ from torch.nn.functional import interpolate
 from vidlearn.errors import ConfigError, VidlearnError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 Box = namedtuple("Box", "top left height width")  # a part of the frame, in pixels
 
 

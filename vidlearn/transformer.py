@@ -31,17 +31,14 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
-    """Two linear maps with a GELU between, on each token alone."""
+class MLP(nn.Sequential):
+    """Two linear maps with a GELU between, on each token alone: [..., D] -> [..., D]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.gelu = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
