@@ -11,6 +11,8 @@ section 3 and appendix.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,14 +73,14 @@ def draw_hidden(spec: MaskSpec, grid: Grid, rng: np.random.Generator) -> np.ndar
         hide = np.arange(places) < places - int(places * (1 - spec.spatial))
         return np.broadcast_to(rng.permutation(hide).reshape(grid[1:]), grid)
     size = grid[0], *block_size(spec, grid, rng.random())
-    return _blocks(spec, grid, size, lambda n: int(rng.integers(n)))
+    return _blocks(spec, grid, size, rng.integers)
 
 
-def _blocks(spec: MaskSpec, grid: Grid, size: Grid, draw: Callable[[int], int]) -> np.ndarray:
+def _blocks(spec: MaskSpec, grid: Grid, size: Grid, draw: Callable[[int], Any]) -> np.ndarray:
     """Hides blocks of `size`, at places of which `draw(n)` gives one of n, and the future."""
     hidden, (t, h, w) = np.zeros(grid, dtype=bool), size
     for _ in range(spec.blocks):
-        top, left, start = (draw(grid[axis] - size[axis] + 1) for axis in (1, 2, 0))
+        top, left, start = (int(draw(grid[axis] - size[axis] + 1)) for axis in (1, 2, 0))
         hidden[start : start + t, top : top + h, left : left + w] = True
     hidden[max(1, int(grid[0] * spec.seen_time)) :] = True
     return hidden
@@ -129,10 +131,7 @@ def published_masks(
     t = max(1, int(grid[0] * (span[0] + u[0] * (span[1] - span[0]))))
     area = spec.spatial + u[1] * ((area_to or spec.spatial) - spec.spatial)
     size = t, *block_size(replace(spec, spatial=area), grid, u[2])
-
-    def draw(n: int) -> int:
-        return int(torch.randint(n, (1,), generator=generator))
-
+    draw = partial(torch.randint, size=(1,), generator=generator)
     rows: list[list[Tensor]] = []
     while len(rows) < batch:
         hidden = torch.from_numpy(_blocks(spec, grid, size, draw).ravel())

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from vidlearn import checkpoint
 from vidlearn.attentive import AttentiveProbe
@@ -32,6 +33,7 @@ from vidlearn.recipes import Config
 Net = TypeVar("Net", bound=nn.Module)
 Weights = dict[str, Tensor]
 Parts = dict[str, Weights]
+Which = Literal["target", "context"]
 URL = "https://dl.fbaipublicfiles.com/"
 NAMES = {
     **{f"vjepa/{n}": f"jepa/{n}/{n}.pth.tar" for n in ("vitl16", "vith16", "vith16-384")},
@@ -297,11 +299,29 @@ def _twins(name: str) -> list[str]:
     return [twin.replace("qkv", third) for third in QKV] if ".qkv." in twin else [twin]
 
 
-def export_encoder(path: str | Path, model: Pretrained) -> None:
-    """Write the encoder as one file that `load_pretrained`, and with it probes, reads."""
+def import_weights(
+    source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
+    frames: int | None = None, size: int | None = None, heads: int | None = None,
+    pred_heads: int | None = None,
+) -> None:  # fmt: skip
+    """Write the encoder of a published file as one that `vidlearn probe` reads.
+
+    Args:
+        source: path or name of published weights, a Hugging Face folder, or a run.
+        out: file to write.
+        encoder: the slow average, as published, or the trained one.
+        frames: frames of the clips to probe, where positions allow others.
+        size: side of the clips, in the same way.
+        heads: attention heads, for a width that was not published.
+        pred_heads: those of the predictor, in the same way.
+    """
+    shape = {"frames": frames, "size": size, "heads": heads, "pred_heads": pred_heads}
+    model = load_pretrained(source, encoder=encoder, **shape)
     meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
     meta |= {"encoder": model.about["encoder"]}
-    checkpoint.export_encoder(path, model.encoder.state_dict(), meta)
+    checkpoint.export_encoder(out, model.encoder.state_dict(), meta)
+    told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
+    print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
 def export_hf(folder: str | Path, model: Pretrained) -> Path:
