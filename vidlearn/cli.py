@@ -1,9 +1,8 @@
 """The command `vidlearn`: train, probe, weights, data, bench, plan and doctor, each a thin call.
 
-Input: words. Output: text, files, and an exit status: 0 done, 1 `doctor` or `data check` found
-something, 2 an error that the reader can mend, told in one line (a wrong option: in the parser's
-box). Traded: commands import what is heavy, so that help answers at once. Of ranks only 0 talks,
-but for errors.
+Input: words. Output: text, files, a status: 0 done, 1 `doctor` or `data check` found something,
+2 an error that the reader can mend, in one line (a wrong option: in the parser's box). Traded:
+commands import what is heavy, so that help answers at once. Of ranks only 0 talks, but for errors.
 """
 
 import os
@@ -133,8 +132,7 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-# By whom (None: see below), given what, does what.
-COMMANDS: dict[str, tuple[Callable[..., Any] | None, str, str]] = {
+COMMANDS: dict[str, tuple[Callable[..., Any] | None, str, str]] = {  # who, given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
     "import": (None, "SOURCE", "write the encoder of a published file, for probe"),
@@ -155,7 +153,7 @@ USAGE = "\n".join(
 
 
 def _elsewhere(name: str) -> Callable[..., Any]:
-    """The command that lives beside what it is about, imported only now."""
+    """Who does what has None above: it lives beside what it is about, and is imported only now."""
     if name == "import":
         from vidlearn.pretrained import import_weights
 

@@ -180,7 +180,6 @@ def _torchcodec(table: FrameTable, rows: np.ndarray) -> Tensor | None:
 
     try:
         decoder = VideoDecoder(table.path, dimension_order="NHWC", num_ffmpeg_threads=1)
-        alike = len(decoder) == table.n_frames
-        return decoder.get_frames_at(rows.tolist()).data if alike else None
+        return decoder.get_frames_at(rows.tolist()).data if len(decoder) == table.n_frames else None
     except (RuntimeError, ValueError):
         return None

@@ -73,8 +73,7 @@ def variance_covariance(tokens_BKD: Tensor) -> Tensor:
     x = x - _GlobalMean.apply(x.mean(0))
     cov = _GlobalMean.apply(x.T @ x / x.shape[0])
     std = (cov.diagonal() + 1e-4).sqrt()
-    off = cov.pow(2).sum() - cov.diagonal().pow(2).sum()
-    return F.relu(1 - std).mean() + off / width
+    return F.relu(1 - std).mean() + (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / width
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
-"""Which tokens the encoder sees (context) and which the predictor must guess (target).
+"""Which tokens the encoder sees (context) and which the predictor must guess (target): chapter 9.
 
 Input: the token grid and keys for the random numbers. Output: index lists, context [B, Kc] and
-target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA; two cuts make the lists of a
-batch equally long. "fair" cuts every clip by chance to lengths fixed by the recipe. "vjepa1", as
-published, keeps the *first* tokens, as many as the shortest list has: late ones are rarely used,
-and the task changes with the batch of a GPU. Chapter 9. Source: Bardes et al. 2024 (V-JEPA),
-section 3 and appendix.
+target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA (Bardes et al. 2024, section 3
+and appendix); two cuts make the lists of a batch equally long. "fair" cuts every clip by chance to
+lengths fixed by the recipe. "vjepa1", as published, keeps the *first* tokens, as many as the
+shortest list has: late ones are rarely used, and the task changes with the batch of a GPU.
 """
 
 import math
@@ -72,8 +71,7 @@ def draw_hidden(spec: MaskSpec, grid: Grid, rng: np.random.Generator) -> np.ndar
         places = grid[1] * grid[2]
         hide = np.arange(places) < places - int(places * (1 - spec.spatial))
         return np.broadcast_to(rng.permutation(hide).reshape(grid[1:]), grid)
-    size = grid[0], *block_size(spec, grid, rng.random())
-    return _blocks(spec, grid, size, rng.integers)
+    return _blocks(spec, grid, (grid[0], *block_size(spec, grid, rng.random())), rng.integers)
 
 
 def _blocks(spec: MaskSpec, grid: Grid, size: Grid, draw: Callable[[int], Any]) -> np.ndarray:

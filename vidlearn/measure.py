@@ -15,11 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +30,7 @@ from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds of repeated calls: middle, best, and the distance between the quartiles."""
 
     median_s: float
@@ -170,8 +168,7 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding of `doctor`. ok: True, False, or None for what only some need."""
 
     name: str

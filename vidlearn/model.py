@@ -3,8 +3,7 @@
 Input: clips of normalised float pixels [B, C, T, H, W] and index lists of tokens. Output: features
 [B, N, D], and for training the predicted and the target features. Parameter names are those of the
 published checkpoints, as are the sizes of ModelConfig.of. Taught in chapters 8 and 9.
-Shapes: B batch, N tokens, K kept tokens, D width of the encoder.
-Source: Bardes et al. 2024 (V-JEPA); Dosovitskiy et al. 2021 (ViT).
+Shapes: B batch, N tokens, K kept, D width. Source: Bardes et al. 2024; Dosovitskiy et al. 2021.
 """
 
 import copy
@@ -121,8 +120,6 @@ def _run(block: nn.Module, cfg: ModelConfig, *x: Any) -> Tensor:
 class Encoder(nn.Module):
     """A vision transformer over tubelets; with index lists it sees only the kept tokens."""
 
-    pos_embed: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -130,7 +127,7 @@ class Encoder(nn.Module):
         if cfg.frames == 1:
             self.patch_embed = tokens.FrameEmbed(cfg.patch, cfg.width)
         if cfg.pos == "sincos":
-            self.register_buffer("pos_embed", tokens.sincos_table(cfg.width, cfg.grid))
+            self.pos_embed = nn.Buffer(tokens.sincos_table(cfg.width, cfg.grid))
         shape = cfg.width, cfg.heads, cfg.mlp_ratio
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.depth))
         norms = [nn.LayerNorm(cfg.width, eps=1e-6) for _ in range(4 if cfg.dense else 1)]
@@ -147,8 +144,7 @@ class Encoder(nn.Module):
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
         image = self.cfg.dense and frames == 1
         patches = self.patch_embed_img if image else self.patch_embed
-        x = patches(clip_BCTHW, keep_BK)
-        height, width = clip_BCTHW.shape[-2:]
+        x, (height, width) = patches(clip_BCTHW, keep_BK), clip_BCTHW.shape[-2:]
         grid = tokens.token_grid(frames, height, width, self.cfg.patch, patches.tubelet)
         if self.cfg.pos == "sincos":
             table = tokens.resize_table(self.pos_embed, self.cfg.grid, grid)
@@ -187,8 +183,6 @@ def _rotary(
 class Predictor(nn.Module):
     """A narrow transformer that guesses the target tokens' features from the context's."""
 
-    predictor_pos_embed: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -198,7 +192,7 @@ class Predictor(nn.Module):
             first = nn.Linear(cfg.out_width, cfg.width)
             self.predictor_embed = nn.Sequential(first, nn.GELU(), self.predictor_embed)
         if cfg.pos == "sincos":
-            self.register_buffer("predictor_pos_embed", tokens.sincos_table(width, cfg.grid))
+            self.predictor_pos_embed = nn.Buffer(tokens.sincos_table(width, cfg.grid))
         holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
         self.mask_tokens = nn.ParameterList(holes)
         shape = width, cfg.pred_heads, 4.0  # whatever the encoder has, as published

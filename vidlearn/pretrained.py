@@ -121,14 +121,13 @@ def load_pretrained(
 
 def _find(source: str | Path) -> Path:
     """The file, or the folder of a Hugging Face model; of a run the newest checkpoint."""
-    path, url = Path(source), URL + NAMES.get(str(source), "")
-    if not path.exists() and url == URL:
-        raise ConfigError(f"{source}: no such file; published names: {', '.join(NAMES)}")
+    path, name = Path(source), str(source)
     if not path.exists():
-        folder = Path(os.environ.get("VIDLEARN_WEIGHTS", "weights"))
-        path = folder / (str(source).replace("/", "-") + ".pt")
+        if name not in NAMES:
+            raise ConfigError(f"{source}: no such file; published names: {', '.join(NAMES)}")
+        path = Path(os.environ.get("VIDLEARN_WEIGHTS", "weights"), name.replace("/", "-") + ".pt")
         if not path.exists():
-            fetch = f"curl -fL --create-dirs -o {path} {url}"
+            fetch = f"curl -fL --create-dirs -o {path} {URL}{NAMES[name]}"
             raise ConfigError(f"{path} is not there. Fetch it: {fetch}")
     beside = path.with_name("config.json")
     if path.suffix == ".safetensors" and beside.exists() and '"model_type"' in beside.read_text():

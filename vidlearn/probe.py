@@ -82,8 +82,7 @@ def collect(
             continue
         labels.append(batch.labels[::clips][keep])
         rows += [data.rows[i // clips] for i in batch.indices[::clips][keep].tolist()]
-        pixels = batch.clips[keep.repeat_interleave(clips)].to(device)
-        pixels = normalize(pixels, config.input_norm)
+        pixels = normalize(batch.clips[keep.repeat_interleave(clips)].to(device), config.input_norm)
         for name, source in sources.items():
             tokens = source(pixels)
             if tokens.ndim == 3:  # of an encoder
@@ -223,9 +222,8 @@ def report(
 
     ahead -> probe -> split -> `compare`: the trained encoder minus the random one; mistakes ->
     split -> confusion [truth][guess] and worst clips, of its linear probe with time kept.
-    `path` and `which` as in `load_pretrained`. `seed` is that of the random encoder and, where the
-    data has no splits, of `Manifest.splits`. Of each video so many `clips` are read as one, evenly
-    spread; published evaluations take 2 to 8.
+    `path` and `which` as in `load_pretrained`; `seed` of the random encoder and, where needed, of
+    `Manifest.splits`. Of each video so many `clips` are read as one; published work takes 2 to 8.
     """
     began = time.perf_counter()
     found = load_pretrained(path, encoder=which)
@@ -284,9 +282,8 @@ def show(result: dict[str, Any]) -> None:
         title = f"{split}: {clips[split]} clips, per cent right (95 %), chance {chance:.1f}"
         table = Table("", *rows["random encoder"], title=title, box=None)
         for name, row in rows.items():
-            cells = (scores[split] for scores in row.values())
-            texts = (f"{s['percent']:.0f} ({s['low']:.0f}-{s['high']:.0f})" for s in cells)
-            table.add_row(name, *texts)
+            cell = "{percent:.0f} ({low:.0f}-{high:.0f})"
+            table.add_row(name, *(cell.format(**scores[split]) for scores in row.values()))
         out.print(table)
         form = "{} {points:+.0f} ({low:+.0f} to {high:+.0f})"
         gains = (form.format(name, **x[split]) for name, x in result["ahead"].items())

@@ -1,7 +1,4 @@
-"""Learning rate, weight decay and EMA momentum as functions of the step, counted from 0.
-
-Nothing is kept between calls, so a resumed run needs no scheduler state. Taught in chapter 9.
-"""
+"""Learning rate, weight decay and momentum as pure functions of the step, from 0 (chapter 9)."""
 
 import math
 

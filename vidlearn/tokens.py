@@ -22,14 +22,13 @@ class TubeletEmbed(nn.Module):
 
     def __init__(self, patch: int, tubelet: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        self.tubelet, self.patch, box = tubelet, patch, (tubelet, patch, patch)
-        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv3d(channels, width, kernel_size=box, stride=box)
+        self.tubelet, self.patch, self.box = tubelet, patch, (tubelet, patch, patch)
+        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv3d(channels, width, self.box, stride=self.box)
 
     def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W], or an image [B, C, H, W] -> tokens [B, N, D], or the kept [B, K, D]."""
-        x, channels = clip_BCTHW, self.proj.in_channels
+        x, channels, box = clip_BCTHW, self.proj.in_channels, self.box
         x = x.unsqueeze(2) if x.ndim == 4 and self.tubelet == 1 else x
-        box = self.tubelet, self.patch, self.patch
         if x.ndim != 5 or x.shape[1] != channels or any(n < k for n, k in zip(x.shape[2:], box)):
             form = f"[B, {channels}, T, H, W], with T, H, W of at least {box}"
             raise ConfigError(f"a clip of shape {list(x.shape)}: give {form}")

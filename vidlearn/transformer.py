@@ -1,7 +1,6 @@
-"""The transformer block that encoder, predictor and probe are made of, under published names.
+"""The transformer block of encoder, predictor and probe, under published names (chapter 8).
 
-Tokens [B, N, D] in and out, turned by rotary positions (cosines and sines) where there are some.
-Taught in chapter 8. Source: Dosovitskiy et al. 2021 (ViT).
+Tokens [B, N, D] in and out, turned by rotary positions if given. Source: Dosovitskiy et al. 2021.
 """
 
 from torch import Tensor, nn
