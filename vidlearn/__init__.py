@@ -1,9 +1,7 @@
 """Video Learning: from an mp4 file to a multi-GPU V-JEPA run.
 
-Nothing is imported here, so that each module can be read, tested and loaded alone:
-`from vidlearn.decode import frames_at`. The modules, in the order in which data flows, are
-listed in CONTRIBUTING.md and in the book's API reference. One name is found here when it is
-asked for: `vidlearn.load_pretrained`, which reads published weights.
+Nothing is imported here, so that each module can be loaded alone; CONTRIBUTING.md and the book's
+API reference list them. One name is found when it is asked for: `vidlearn.load_pretrained`.
 """
 
 from importlib import import_module

@@ -1,8 +1,7 @@
-"""A small classifier on frozen tokens: a learned query reads them all, then a linear layer.
+"""A small classifier on frozen tokens, in the forms and names that V-JEPA and V-JEPA 2 published.
 
-Input: an encoder's tokens [B, N, D]. Output: logits [B, classes]. Forms and names are those that
-V-JEPA and V-JEPA 2 published, so their files fit. Traded: while it trains it takes a shorter way
-to the same sum, which is four times as fast and rounds otherwise. Taught in chapter 10.
+Input: an encoder's tokens [B, N, D]. Output: logits [B, classes]. Traded: while it trains it takes
+a shorter way to the same sum, which is four times as fast and rounds otherwise. Chapter 10.
 Shapes: B clips, N tokens, D width, H heads.
 """
 
@@ -17,7 +16,7 @@ from vidlearn.transformer import MLP, Block, init_weights
 
 
 class AttentiveProbe(nn.Module):
-    """A learned query reads all tokens, then a linear layer; forms and names as published.
+    """A learned query reads all tokens, then a linear layer.
 
     V-JEPA 2 has `depth` 4: three blocks of self-attention on the tokens before the query reads
     them. V-JEPA's blocks come `after` it. Without `complete` there are no norms and no MLP.
@@ -35,18 +34,17 @@ class AttentiveProbe(nn.Module):
         self.pooler = nn.ModuleDict({"cross_attention_block": block if complete else xattn})
         if depth > 1:
             blocks = (Block(width, heads, 4.0, eps) for _ in range(depth - 1))
-            self.pooler["blocks"] = nn.ModuleList(blocks)
+            self.pooler["blocks"] = nn.Sequential(*blocks)
         self.pooler.query_tokens = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.linear = nn.Linear(width, classes)
         self.apply(init_weights)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """[B, N, D] -> logits [B, classes]."""
-        x = self._read(tokens_BND)[:, None] if self.after else tokens_BND
-        blocks: Any = self.pooler["blocks"] if "blocks" in self.pooler else ()
-        for block in blocks:
-            x = block(x)
-        return self.linear(x[:, 0] if self.after else self._read(x))
+        blocks = self.pooler["blocks"] if "blocks" in self.pooler else nn.Identity()
+        if self.after:
+            return self.linear(blocks(self._read(tokens_BND)[:, None])[:, 0])
+        return self.linear(self._read(blocks(tokens_BND)))
 
     def _read(self, x_BND: Tensor) -> Tensor:
         pooler: Any = self.pooler

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vidlearn.datasets import Manifest, Row
+from vidlearn.datasets import Manifest
 from vidlearn.decode import check_backend, frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
@@ -73,7 +73,15 @@ class ClipDataset(Dataset):
         row = self.manifest.rows[index // self.spec.clips]
         rng, cause = np.random.default_rng((self.seed, epoch, index, _CLIP)), ""
         try:
-            clip = self._clip(row, index % self.spec.clips, rng)
+            table = frame_table(row.path)
+            first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
+            if stop <= first:
+                raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
+            starts = rng if self.random_clips else None
+            rows = clip_indices(self.spec, int(stop - first), table.fps, rng=starts)
+            chosen = first + rows[index % self.spec.clips]
+            clip_THWC = frames_at(row.path, chosen, backend=self.backend, table=table)
+            clip = self.transform(clip_THWC, rng)
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
@@ -81,16 +89,6 @@ class ClipDataset(Dataset):
             clip = torch.zeros(3, self.spec.frames, *[self.transform.size] * 2, dtype=torch.uint8)
         about = {"label": self.manifest.label_index(row), "index": index, "path": row.path}
         return {"clip": clip, **about, "valid": not cause, "cause": cause}
-
-    def _clip(self, row: Row, number: int, rng: np.random.Generator) -> Tensor:
-        table = frame_table(row.path)
-        first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
-        if stop <= first:
-            raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
-        starts = rng if self.random_clips else None
-        frames = first + clip_indices(self.spec, int(stop - first), table.fps, rng=starts)[number]
-        clip_THWC = frames_at(row.path, frames, backend=self.backend, table=table)
-        return self.transform(clip_THWC, rng)
 
 
 def _collate(samples: list[dict[str, Any]]) -> Batch:

@@ -45,18 +45,16 @@ def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
 
 
 def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
-    """TFLOPs and GiB of one step with `clips` on one device, with all its weights there.
+    """TFLOPs and GiB of one step with `clips` on one device; parts with their backward passes.
 
-    Parts with their backward passes. memory_gib: weights, gradients, AdamW's moments, the target
-    encoder, and what the backward pass needs.
+    memory_gib: weights, gradients, AdamW's moments, target encoder, what the backward pass needs.
     """
     cfg, lengths = config.model(), kept_lengths(config, clips)
     kept: dict[int, Any] = {}
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attention_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    attention, ops = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
     own = {
-        attention: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
-        attention_back: lambda _, q, k, v, *__, **___: 2 * sdpa_flop(q, k, v),
+        getattr(ops, attention): lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
+        getattr(ops, f"{attention}_backward"): lambda _, *qkv, **__: 2 * sdpa_flop(*qkv[:3]),
     }
     with torch.device("meta"):
         model = VJEPA(cfg)
@@ -66,8 +64,7 @@ def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
         def keep(x: Tensor) -> Tensor:
-            if x.untyped_storage()._cdata not in weights:
-                kept[x.untyped_storage()._cdata] = x.untyped_storage()
+            kept[x.untyped_storage()._cdata] = x.untyped_storage()
             return x
 
         half = torch.autocast("cpu", torch.bfloat16, config.bf16)
@@ -77,7 +74,7 @@ def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
             with saved_tensors_hooks(keep, lambda x: x), half:
                 prediction, _ = model(pixels, mask)
             prediction.float().mean().backward()
-            saved.append(sum(storage.nbytes() for storage in kept.values()))
+            saved.append(sum(x.nbytes() for key, x in kept.items() if key not in weights))
             kept.clear()
         with half:
             model.teach(pixels)

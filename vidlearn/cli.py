@@ -1,9 +1,8 @@
 """The command `vidlearn`: train, probe, weights, data, bench, plan and doctor, each a thin call.
 
-Input: words. Output: text, files, and an exit status: 0 done, 1 `doctor` or `data check` found
-something, 2 an error that the reader can mend, told in one line (a wrong option: in the parser's
-box, with the nearest one). A traceback is a bug. Traded: heavy modules are imported inside the
-commands, so that help answers at once. Of several ranks only 0 talks, but for errors.
+Input: words. Output: text, files, a status: 0 done, 1 `doctor` or `data check` found something,
+2 an error that the reader can mend, in one line (a wrong option: in the parser's box). Traded:
+commands import what is heavy, so that help answers at once. Of ranks only 0 talks, but for errors.
 """
 
 import os
@@ -80,48 +79,18 @@ def probe(
         clips: read so many of each video as one, evenly spread.
         draw: folder for pictures of what is mistaken for what, and of the worst clips.
     """
-    from vidlearn.datasets import open_data
-    from vidlearn.dist import init_distributed
-    from vidlearn.pictures import draw as draw_mistakes
+    from vidlearn import datasets, dist, pictures
     from vidlearn.probe import report, show
 
     if draw:
         draw.mkdir(parents=True, exist_ok=True)
-    device = init_distributed().device
-    result = report(checkpoint, open_data(data), encoder, seed, device, clips)
+    device = dist.init_distributed().device
+    result = report(checkpoint, datasets.open_data(data), encoder, seed, device, clips)
     show(result)
     if json:
         json.write_text(dumps(result, indent=1) + "\n")
-    for path, text in draw_mistakes(draw, result).items() if draw else ():
+    for path, text in pictures.draw(draw, result).items() if draw else ():
         print(f"{path}: {text}")
-
-
-def import_weights(
-    source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
-    frames: int | None = None, size: int | None = None, heads: int | None = None,
-    pred_heads: int | None = None,
-) -> None:  # fmt: skip
-    """Write the encoder of a published file as one that `vidlearn probe` reads.
-
-    Args:
-        source: path or name of published weights, a Hugging Face folder, or a run.
-        out: file to write.
-        frames: frames of the clips to probe, where positions allow others.
-        size: side of the clips, in the same way.
-        heads: attention heads, for a width that was not published.
-        pred_heads: those of the predictor, in the same way.
-    """
-    from vidlearn.checkpoint import export_encoder
-    from vidlearn.pretrained import load_pretrained
-
-    shape = {"frames": frames, "size": size, "heads": heads, "pred_heads": pred_heads}
-    given = {name: x for name, x in shape.items() if x is not None}
-    model = load_pretrained(source, encoder=encoder, **given)
-    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
-    meta |= {"encoder": model.about["encoder"]}
-    export_encoder(out, model.encoder.state_dict(), meta)
-    told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
-    print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
 def export(source: Positional[str], out: Path, encoder: Which = "target") -> None:
@@ -134,46 +103,6 @@ def export(source: Positional[str], out: Path, encoder: Which = "target") -> Non
     from vidlearn.pretrained import export_hf, load_pretrained
 
     print(export_hf(out, load_pretrained(source, encoder=encoder)))
-
-
-def data_synth(
-    folder: Positional[Path], train: int = 2000, val: int = 480, test: int = 480, far: int = 480,
-    seed: int = 0,
-) -> None:  # fmt: skip
-    """Make the built-in videos, so many a split; a complete set is left alone."""
-    from vidlearn.datasets import synth
-
-    print(synth.make_shown(folder, train=train, val=val, test=test, far=far, seed=seed))
-
-
-def data_manifest(root: Positional[Path], out: Path | None = None) -> None:
-    """Write ROOT/manifest.csv of <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4."""
-    from vidlearn.datasets import folder_manifest, write_manifest
-
-    manifest = folder_manifest(root)
-    path = write_manifest(out or root / "manifest.csv", manifest.rows)
-    print(f"{path}: {len(manifest)} videos, {len(manifest.classes)} classes")
-
-
-def data_check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
-    """Decode a frame of every video; the file --out names those that fail."""
-    from vidlearn.batch import ClipDataset, eval_loader
-    from vidlearn.datasets import Manifest, Quarantine, Row, open_data
-    from vidlearn.sample import ClipSpec
-    from vidlearn.transform import ClipTransform
-
-    paths = dict.fromkeys(row.path for row in open_data(data).rows)
-    videos = Manifest(tuple(Row(path) for path in paths), (), str(data))
-    frame = ClipSpec(frames=1, stride_frames=1)  # the middle one, so that seeking is tried too
-    dataset = ClipDataset(videos, frame, ClipTransform(train=False), random_clips=False)
-    out.unlink(missing_ok=True)
-    quarantine, bad = Quarantine(out, len(videos), max_share=1.0), 0
-    for batch in eval_loader(dataset, 16, workers=os.cpu_count() or 1):
-        bad = quarantine.add(batch.bad)
-        for path, cause in batch.bad:
-            print(f"{path}: {cause}")
-    print(f"{len(videos)} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
-    return int(bad > 0)
 
 
 def bench(run: Run, what: str) -> dict[str, Any]:
@@ -203,14 +132,14 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-COMMANDS: dict[str, tuple[Callable[..., Any], str, str]] = {  # given what, does what
+COMMANDS: dict[str, tuple[Callable[..., Any] | None, str, str]] = {  # who, given what, does what
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
-    "import": (import_weights, "SOURCE", "write the encoder of a published file, for probe"),
+    "import": (None, "SOURCE", "write the encoder of a published file, for probe"),
     "export": (export, "SOURCE", "write a model for transformers, as Hugging Face stores it"),
-    "data synth": (data_synth, "FOLDER", "make the built-in videos, whose truth is known"),
-    "data manifest": (data_manifest, "ROOT", "write the manifest of a folder of videos"),
-    "data check": (data_check, "DATA", "try every video, list the unreadable ones"),
+    "data synth": (None, "FOLDER", "make the built-in videos, whose truth is known"),
+    "data manifest": (None, "ROOT", "write the manifest of a folder of videos"),
+    "data check": (None, "DATA", "try every video, list the unreadable ones"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
     "plan": (plan, "RECIPE", "predict a run's FLOPs, memory, GPU-hours and price"),
@@ -223,6 +152,17 @@ USAGE = "\n".join(
 )
 
 
+def _elsewhere(name: str) -> Callable[..., Any]:
+    """Who does what has None above: it lives beside what it is about, and is imported only now."""
+    if name == "import":
+        from vidlearn.pretrained import import_weights
+
+        return import_weights
+    from vidlearn.datasets import commands
+
+    return getattr(commands, name.removeprefix("data "))
+
+
 def _run(words: list[str], talks: bool) -> int | None:
     name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
     if name is None and words[-1:] in ([], ["-h"], ["--help"]):
@@ -230,6 +170,7 @@ def _run(words: list[str], talks: bool) -> int | None:
     if name is None:
         raise ConfigError(f"no command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
     (command, given, told), rest = COMMANDS[name], words[len(name.split()) :]
+    command = command or _elsewhere(name)
     how: dict[str, Any] = {"prog": f"vidlearn {name}", "args": rest, "console_outputs": talks}
     if given != "RECIPE":
         return tyro.cli(command, **how)

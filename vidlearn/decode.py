@@ -1,11 +1,10 @@
 """Frames by number or by second -> uint8 [T, H, W, 3]: decord, PyAV or TorchCodec in one call.
 
-Never a wrong frame in silence: decord returns wrong frames after a seek in some kinds of file, and
-neither it nor TorchCodec tells a damaged picture from a good one. So they read only `seekable`
-files, and groups of pictures that PyAV has once decoded without an error; PyAV reads the rest,
-whatever was asked for (`FrameTable.why`). Traded: the first look at a group costs a second decode.
-A reader lives for one call, since none may cross a fork, and has one thread. Chapter 4.
-A row is a frame's number in its FrameTable.
+decord returns wrong frames after a seek in some kinds of file, and neither it nor TorchCodec tells
+a damaged picture from a good one. So they read only `seekable` files, and groups of pictures that
+PyAV has once decoded without an error; it reads the rest (`FrameTable.why`). Traded: the first look
+at a group costs a second decode. A reader lives for one call, since none may cross a fork, and has
+one thread. A row is a frame's number in its FrameTable. Chapter 4.
 """
 
 from collections.abc import Callable, Iterable
@@ -155,10 +154,9 @@ def _check(table: FrameTable, rows: np.ndarray, damaged: np.ndarray) -> None:
     clean = table.start if len(table.ticks) else np.maximum.accumulate(key)
     for row in rows.tolist() if damaged.any() else ():
         since = order[clean[row]] if clean[row] else 0
-        causes = np.flatnonzero(damaged & (order >= since) & (order <= order[row]))
-        if len(causes):
-            cause = f"frame {row} cannot be had: frame {causes[0]} is damaged"
-            raise VideoError(table.path, cause, AGAIN)
+        for cause in np.flatnonzero(damaged & (order >= since) & (order <= order[row])):
+            text = f"frame {row} cannot be had: frame {cause} is damaged"
+            raise VideoError(table.path, text, AGAIN)
 
 
 def _decord(table: FrameTable, rows: np.ndarray) -> Tensor | None:
@@ -182,7 +180,6 @@ def _torchcodec(table: FrameTable, rows: np.ndarray) -> Tensor | None:
 
     try:
         decoder = VideoDecoder(table.path, dimension_order="NHWC", num_ffmpeg_threads=1)
-        alike = len(decoder) == table.n_frames
-        return decoder.get_frames_at(rows.tolist()).data if alike else None
+        return decoder.get_frames_at(rows.tolist()).data if len(decoder) == table.n_frames else None
     except (RuntimeError, ValueError):
         return None

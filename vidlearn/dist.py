@@ -45,9 +45,8 @@ class Dist:
 def init_distributed(*, timeout_s: float = 600) -> Dist:
     """Find this process's place and join the others, by nccl on GPUs, else by gloo.
 
-    VIDLEARN_DEVICE chooses the device, else whether there is a GPU; timeout_s is the longest wait
-    for a rank that does not come, or hangs. ConfigError: an environment half set, a rank without
-    GPU. VidlearnError: the ranks did not meet, port in use.
+    VIDLEARN_DEVICE may choose the device; timeout_s is the longest wait for a rank. ConfigError: an
+    environment half set, a rank without GPU. VidlearnError: the ranks did not meet, port in use.
     """
     launcher, rank, world, local_rank, where = find_place()
     place = _device(os.environ.get("VIDLEARN_DEVICE", ""), local_rank)

@@ -1,8 +1,4 @@
-"""The errors that a reader can act on: each names the file, the value and the remedy.
-
-The command line prints one of these as a single line; anything else is a bug and
-keeps its traceback.
-"""
+"""The errors that a reader can act on, in one line: file, value, remedy. Others are bugs."""
 
 import os
 

@@ -1,8 +1,7 @@
 """What training minimises, and the meters that say whether it is healthy.
 
-Input: predictions and targets [B, K, D]. Output: one number to minimise, and numbers to
-watch. The loss alone says little: it can fall while every clip gets the same features
-(collapse), so spread and effective rank are logged beside it. Taught in chapter 9.
+Input: predictions and targets [B, K, D]. Output: numbers to minimise and to watch: the loss can
+fall while all clips get the same features (collapse), which spread and rank show. Chapter 9.
 """
 
 from typing import Any
@@ -74,8 +73,7 @@ def variance_covariance(tokens_BKD: Tensor) -> Tensor:
     x = x - _GlobalMean.apply(x.mean(0))
     cov = _GlobalMean.apply(x.T @ x / x.shape[0])
     std = (cov.diagonal() + 1e-4).sqrt()
-    off = cov.pow(2).sum() - cov.diagonal().pow(2).sum()
-    return F.relu(1 - std).mean() + off / width
+    return F.relu(1 - std).mean() + (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / width
 
 
 @torch.no_grad()

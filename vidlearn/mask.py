@@ -1,17 +1,17 @@
-"""Which tokens the encoder sees (context) and which the predictor must guess (target).
+"""Which tokens the encoder sees (context) and which the predictor must guess (target): chapter 9.
 
 Input: the token grid and keys for the random numbers. Output: index lists, context [B, Kc] and
-target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA; two cuts make the lists of a
-batch equally long. "fair" (default) cuts every clip by chance to lengths fixed by the recipe, so
-masks depend on neither the batch size nor the number of processes, and early and late tokens are
-used alike. "vjepa1" is the published cut: all lists are shortened to the shortest of the batch,
-keeping the *first* tokens in raster order; late tokens are then rarely used, and the task changes
-with the batch size per GPU. Chapter 9. Source: Bardes et al. 2024 (V-JEPA), section 3 and appendix.
+target [B, Kt], each in raster order. Blocks are drawn as in V-JEPA (Bardes et al. 2024, section 3
+and appendix); two cuts make the lists of a batch equally long. "fair" cuts every clip by chance to
+lengths fixed by the recipe. "vjepa1", as published, keeps the *first* tokens, as many as the
+shortest list has: late ones are rarely used, and the task changes with the batch of a GPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +54,7 @@ class Mask:
 
     def to(self, device: torch.device | str) -> "Mask":
         """The same indices on another device."""
-        both = self.context_BK, self.target_BK
-        return Mask(*(indices.to(device, non_blocking=True) for indices in both))
+        return Mask(*(x.to(device, non_blocking=True) for x in (self.context_BK, self.target_BK)))
 
 
 def block_size(spec: MaskSpec, grid: Grid, u: float) -> tuple[int, int]:
@@ -68,25 +67,21 @@ def block_size(spec: MaskSpec, grid: Grid, u: float) -> tuple[int, int]:
 
 def draw_hidden(spec: MaskSpec, grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """One clip's hidden tokens before any cut: bool [t, h, w], True where hidden."""
-    hidden = np.zeros(grid, dtype=bool)
     if not spec.blocks:  # single places instead
         places = grid[1] * grid[2]
-        seen = np.arange(places) >= places - int(places * (1 - spec.spatial))
-        rng.shuffle(seen)
-        hidden[:] = ~seen.reshape(grid[1:])
-        return hidden
-    h, w = block_size(spec, grid, rng.random())
+        hide = np.arange(places) < places - int(places * (1 - spec.spatial))
+        return np.broadcast_to(rng.permutation(hide).reshape(grid[1:]), grid)
+    return _blocks(spec, grid, (grid[0], *block_size(spec, grid, rng.random())), rng.integers)
+
+
+def _blocks(spec: MaskSpec, grid: Grid, size: Grid, draw: Callable[[int], Any]) -> np.ndarray:
+    """Hides blocks of `size`, at places of which `draw(n)` gives one of n, and the future."""
+    hidden, (t, h, w) = np.zeros(grid, dtype=bool), size
     for _ in range(spec.blocks):
-        top = rng.integers(0, grid[1] - h + 1)
-        left = rng.integers(0, grid[2] - w + 1)
-        hidden[:, top : top + h, left : left + w] = True
-    hidden[seen_steps(spec, grid) :] = True
+        top, left, start = (int(draw(grid[axis] - size[axis] + 1)) for axis in (1, 2, 0))
+        hidden[start : start + t, top : top + h, left : left + w] = True
+    hidden[max(1, int(grid[0] * spec.seen_time)) :] = True
     return hidden
-
-
-def seen_steps(spec: MaskSpec, grid: Grid) -> int:
-    """Time steps in which the context may lie."""
-    return max(1, int(grid[0] * spec.seen_time))
 
 
 def fair_lengths(spec: MaskSpec, grid: Grid) -> tuple[int, int]:
@@ -101,23 +96,20 @@ def fair_masks(spec: MaskSpec, grid: Grid, keys: Sequence[tuple[int, ...]]) -> M
     A key is a tuple of non-negative integers, such as (seed, step, sample index). ConfigError:
     the grid is too small for the lengths that the spec asks for.
     """
-    n_context, n_target = fair_lengths(spec, grid)
-    rows_c, rows_t = [], []
+    lengths, rows = fair_lengths(spec, grid), []
     for key in keys:
         rng = np.random.default_rng(key)
         for _ in range(200):
             hidden = draw_hidden(spec, grid, rng).ravel()
-            seen, guess = np.flatnonzero(~hidden), np.flatnonzero(hidden)
-            if len(seen) >= n_context and len(guess) >= n_target:
+            both = [(np.flatnonzero(x), n) for x, n in zip((~hidden, hidden), lengths)]
+            if all(len(x) >= n for x, n in both):
                 break
         else:
-            raise ConfigError(
-                f"masks: {spec} leaves too few tokens on the grid {grid} for {n_context} context "
-                f"and {n_target} target tokens. Use more --frames, a larger --size or other --masks"
-            )
-        rows_c.append(np.sort(rng.choice(seen, n_context, replace=False)))
-        rows_t.append(np.sort(rng.choice(guess, n_target, replace=False)))
-    return Mask(torch.from_numpy(np.stack(rows_c)), torch.from_numpy(np.stack(rows_t)))
+            few = f"leaves too few tokens on the grid {grid} for {lengths[0]} context and"
+            remedy = "Use more --frames, a larger --size or other --masks"
+            raise ConfigError(f"masks: {spec} {few} {lengths[1]} target tokens. {remedy}")
+        rows.append([np.sort(rng.choice(x, n, replace=False)) for x, n in both])
+    return Mask(*(torch.from_numpy(np.stack(side)) for side in zip(*rows)))
 
 
 def published_masks(
@@ -136,17 +128,13 @@ def published_masks(
     u = torch.rand(3, generator=torch.Generator().manual_seed(step)).tolist()
     t = max(1, int(grid[0] * (span[0] + u[0] * (span[1] - span[0]))))
     area = spec.spatial + u[1] * ((area_to or spec.spatial) - spec.spatial)
-    h, w = block_size(replace(spec, spatial=area), grid, u[2])
-    places = grid[1] - h + 1, grid[2] - w + 1, grid[0] - t + 1
+    size = t, *block_size(replace(spec, spatial=area), grid, u[2])
+    draw = partial(torch.randint, size=(1,), generator=generator)
     rows: list[list[Tensor]] = []
     while len(rows) < batch:
-        hidden = torch.zeros(grid, dtype=torch.bool)
-        for _ in range(spec.blocks):
-            top, left, start = (int(torch.randint(n, (1,), generator=generator)) for n in places)
-            hidden[start : start + t, top : top + h, left : left + w] = True
-        hidden[seen_steps(spec, grid) :] = True
+        hidden = torch.from_numpy(_blocks(spec, grid, size, draw).ravel())
         if not hidden.all():  # else there is no context: drawn again
-            rows.append([x.flatten().nonzero().flatten() for x in (~hidden, hidden)])
+            rows.append([x.nonzero().flatten() for x in (~hidden, hidden)])
     least = [min(len(row[side]) for row in rows) for side in (0, 1)]
     least[0] = min(least[0], max_keep or least[0])
     lists = [torch.stack([row[side][: least[side]] for row in rows]) for side in (0, 1)]
@@ -172,7 +160,6 @@ def make_masks(
     if cut == "vjepa1" and not all(spec.blocks for _, spec in specs):
         raise ConfigError(f"masks={names!r} have no published cut: take --mask-cut fair")
     if cut == "fair":
-        keys = {kind: [(seed, kind, step, i) for i in indices] for kind, _ in specs}
-        return [fair_masks(spec, grid, keys[kind]) for kind, spec in specs]
+        return [fair_masks(spec, grid, [(seed, k, step, i) for i in indices]) for k, spec in specs]
     place = torch.Generator().manual_seed(hash((seed, step, indices[0])) & 0x7FFFFFFF)
     return [published_masks(spec, grid, len(indices), step, place) for _, spec in specs]

@@ -1,9 +1,8 @@
-"""How long does it take, on what machine, and is the machine in order?
+"""How long does it take, on what machine, and is the machine in order (chapters 1 and 2)?
 
 Input: functions, recipes, the computer itself. Output: timings, the parts of a training step, the
-checks of `vidlearn doctor`. Traded: the step is timed inside the real `train_step` by PyTorch's
-hooks, on CUDA by events, so that nothing waits for the GPU; what happens between two hooks counts
-for the first. Taught in chapters 1 and 2.
+checks of `vidlearn doctor`. Traded: the real `train_step` is timed by PyTorch's hooks, on CUDA by
+events, so that nothing waits for the GPU; what happens between two hooks counts for the first.
 """
 
 import ctypes
@@ -16,12 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +30,7 @@ from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds of repeated calls: middle, best, and the distance between the quartiles."""
 
     median_s: float
@@ -125,8 +121,8 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
     """How fast the recipe's loader is when nobody makes it wait."""
     loader = train.load(config, data, dist.init_distributed())
     # What the workers read ahead while they started is not counted.
-    timing = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers)
-    rate = {"clips_per_s": config.batch / timing.median_s, "batch_ms": timing.median_s * 1e3}
+    batch_s = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers).median_s
+    rate = {"clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
     return {"workers": config.workers, "batch": config.batch, "batches": batches, **rate}
 
 
@@ -152,7 +148,7 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
         rows.append(laps.totals_ms())
         rows[-1]["logging_ms"] /= config.log_every
     del rows[:3]  # the first steps pay for memory, compilation and the workers' start
-    parts = {name: median(row[name] for row in rows) for name in rows[0]}
+    parts = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
     totals = [sum(row.values()) - row["load_wait_ms"] for row in rows]
     low, middle, high = np.percentile(totals, (25, 50, 75)).tolist()
     if me.device.type == "cuda":
@@ -172,8 +168,7 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding of `doctor`. ok: True, False, or None for what only some need."""
 
     name: str

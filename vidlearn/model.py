@@ -1,12 +1,9 @@
 """The V-JEPA model: an encoder, a predictor, and a slow copy of the encoder as the teacher.
 
-Input: clips of normalised float pixels [B, C, T, H, W] and index lists of tokens.
-Output: features [B, N, D], and for training the predicted and the target features.
-Parameter names are those of the published checkpoints. One dial, ModelConfig.of("tiny" ...
-"gigantic"), sets the published sizes. Taught in chapters 8 and 9.
-
-Shapes: B batch, N tokens, K kept tokens, D width of the encoder, P width of the predictor.
-Source: Bardes et al. 2024 (V-JEPA); Dosovitskiy et al. 2021 (ViT).
+Input: clips of normalised float pixels [B, C, T, H, W] and index lists of tokens. Output: features
+[B, N, D], and for training the predicted and the target features. Parameter names are those of the
+published checkpoints, as are the sizes of ModelConfig.of. Taught in chapters 8 and 9.
+Shapes: B batch, N tokens, K kept, D width. Source: Bardes et al. 2024; Dosovitskiy et al. 2021.
 """
 
 import copy
@@ -38,10 +35,9 @@ MARKS = ("video_mod_embed", "img_mod_embed")  # of V-JEPA 2.1
 class ModelConfig:
     """The model's shape. `pos` is "sincos" (V-JEPA), "rope2" (V-JEPA 2) or "rope21" (2.1).
 
-    `dense` is what V-JEPA 2.1 adds: an own embedding for images, learned marks for image and
-    video, four norms along the depth, and predictions of the context, too. With `levels` 4 the
-    outputs of four depths go side by side to the predictor and into the targets. `pred_out` is
-    the width of a larger teacher's features, where it is not the encoder's own.
+    `dense` is what V-JEPA 2.1 adds: images embedded apart, learned marks for image and video, four
+    norms along the depth, and predictions of the context. With `levels` 4 the outputs of four
+    depths go side by side to predictor and targets. `pred_out`: width of a larger teacher's.
     """
 
     size: int = 224
@@ -63,8 +59,8 @@ class ModelConfig:
     recompute: bool = False  # forget what blocks computed, and compute it again in the backward
 
     def __post_init__(self) -> None:
-        pairs = (("width", "heads"), ("pred_width", "pred_heads"), ("size", "patch"))
-        for whole, part in (*pairs, ("frames", "tubelet")):
+        pairs = ("width heads", "pred_width pred_heads", "size patch", "frames tubelet")
+        for whole, part in map(str.split, pairs):
             a, b = getattr(self, whole), getattr(self, part)
             if b < 1 or (a % b and not (whole == "frames" and a == 1)):
                 raise ConfigError(f"model: {whole}={a} is not a multiple of {part}={b}")
@@ -101,11 +97,10 @@ class ModelConfig:
 
 
 @torch.no_grad()
-def _start(net: nn.Module, blocks: nn.ModuleList, cfg: ModelConfig) -> None:
+def _start(net: nn.Module, blocks: Any, cfg: ModelConfig) -> None:
     """Published weights at step 0. V-JEPA's training undid what its blocks had: less by depth."""
     net.apply(init_weights)
     for number, block in enumerate(blocks if cfg.pos != "sincos" else (), 1):
-        assert isinstance(block, Block)
         block.attn.proj.weight /= math.sqrt(2 * number)
         block.mlp.fc2.weight /= math.sqrt(2 * number)
 
@@ -125,8 +120,6 @@ def _run(block: nn.Module, cfg: ModelConfig, *x: Any) -> Tensor:
 class Encoder(nn.Module):
     """A vision transformer over tubelets; with index lists it sees only the kept tokens."""
 
-    pos_embed: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -134,7 +127,7 @@ class Encoder(nn.Module):
         if cfg.frames == 1:
             self.patch_embed = tokens.FrameEmbed(cfg.patch, cfg.width)
         if cfg.pos == "sincos":
-            self.register_buffer("pos_embed", tokens.sincos_table(cfg.width, cfg.grid))
+            self.pos_embed = nn.Buffer(tokens.sincos_table(cfg.width, cfg.grid))
         shape = cfg.width, cfg.heads, cfg.mlp_ratio
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(cfg.depth))
         norms = [nn.LayerNorm(cfg.width, eps=1e-6) for _ in range(4 if cfg.dense else 1)]
@@ -151,8 +144,7 @@ class Encoder(nn.Module):
         frames = clip_BCTHW.shape[2] if clip_BCTHW.ndim == 5 else 1
         image = self.cfg.dense and frames == 1
         patches = self.patch_embed_img if image else self.patch_embed
-        x = patches(clip_BCTHW, keep_BK)
-        height, width = clip_BCTHW.shape[-2:]
+        x, (height, width) = patches(clip_BCTHW, keep_BK), clip_BCTHW.shape[-2:]
         grid = tokens.token_grid(frames, height, width, self.cfg.patch, patches.tubelet)
         if self.cfg.pos == "sincos":
             table = tokens.resize_table(self.pos_embed, self.cfg.grid, grid)
@@ -191,8 +183,6 @@ def _rotary(
 class Predictor(nn.Module):
     """A narrow transformer that guesses the target tokens' features from the context's."""
 
-    predictor_pos_embed: Tensor
-
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -202,7 +192,7 @@ class Predictor(nn.Module):
             first = nn.Linear(cfg.out_width, cfg.width)
             self.predictor_embed = nn.Sequential(first, nn.GELU(), self.predictor_embed)
         if cfg.pos == "sincos":
-            self.register_buffer("predictor_pos_embed", tokens.sincos_table(width, cfg.grid))
+            self.predictor_pos_embed = nn.Buffer(tokens.sincos_table(width, cfg.grid))
         holes = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(cfg.mask_tokens))
         self.mask_tokens = nn.ParameterList(holes)
         shape = width, cfg.pred_heads, 4.0  # whatever the encoder has, as published
@@ -224,16 +214,13 @@ class Predictor(nn.Module):
         `grid` is that of the clip where it is not the model's own, `image` its kind.
         """
         cfg = self.cfg
-        x = self.predictor_embed(context_BKD)
-        batch, n_target = target_BK.shape
-        hole = self.mask_tokens[kind].to(x.dtype).expand(batch, n_target, -1)
+        x, n_target = self.predictor_embed(context_BKD), target_BK.shape[1]
+        hole = self.mask_tokens[kind].to(x.dtype).expand(len(x), n_target, -1)
+        x, keep = torch.cat([x, hole], dim=1), torch.cat([context_BK, target_BK], dim=1)
         if cfg.pos == "sincos":
-            x = x + tokens.gather_tokens(self.predictor_pos_embed, context_BK)
-            hole = hole + tokens.gather_tokens(self.predictor_pos_embed, target_BK)
-        keep = torch.cat([context_BK, target_BK], dim=1)
-        rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
-        x = torch.cat([x, hole], dim=1)
+            x = x + tokens.gather_tokens(self.predictor_pos_embed, keep)
         x = x + getattr(self, MARKS[image]) if cfg.dense else x
+        rotary = _rotary(cfg, grid or cfg.grid, keep, cfg.pred_width // cfg.pred_heads, x)
         *blocks, final = self.predictor_blocks
         for block in blocks:
             x = _run(block, cfg, x, rotary)
@@ -281,5 +268,4 @@ class VJEPA(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """All transformer blocks, of the three parts."""
-        encoders = (self.encoder, self.target_encoder)
-        return [b for e in encoders for b in e.blocks] + list(self.predictor.predictor_blocks)
+        return [part for part in self.modules() if isinstance(part, Block)]

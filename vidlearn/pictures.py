@@ -1,8 +1,7 @@
-"""What a probe gets wrong, in a sentence and as PNG files for `vidlearn probe --draw`.
+"""What a probe gets wrong, in a sentence and as PNG files for `vidlearn probe --draw` (chapter 10).
 
 Input: the numbers of `probe.report`. Output: the confusion matrix of each split, and frames of the
-clips that were wrong with the highest confidence, as the encoder saw them. Traded: those clips are
-decoded a second time, and matplotlib is imported when something is drawn. Used in chapter 10.
+clips of which it was most sure, and wrong. Traded: those are decoded a second time.
 """
 
 from collections.abc import Sequence
@@ -72,9 +71,8 @@ def draw(folder: Path, result: dict[str, Any]) -> dict[Path, str]:
             lines.append(f"{clip['truth']} taken for {clip['guess']}, {sure}")
             axis.set_title(lines[-1], fontsize=8, loc="left", pad=2)
             axis.set_axis_off()
-        shown = {"confusion": (matrix, told(counts, classes))}
-        shown["worst"] = strips, "; ".join(lines) or "nothing is wrong"
-        for name, (figure, text) in shown.items():
+        about = told(counts, classes), "; ".join(lines) or "nothing is wrong"
+        for name, figure, text in zip(("confusion", "worst"), (matrix, strips), about):
             path = folder / f"{name}-{split}.png"
             figure.savefig(path, dpi=120, metadata={"Description": text})
             made[path] = text

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from vidlearn import checkpoint
 from vidlearn.attentive import AttentiveProbe
@@ -32,6 +33,7 @@ from vidlearn.recipes import Config
 Net = TypeVar("Net", bound=nn.Module)
 Weights = dict[str, Tensor]
 Parts = dict[str, Weights]
+Which = Literal["target", "context"]
 URL = "https://dl.fbaipublicfiles.com/"
 NAMES = {
     **{f"vjepa/{n}": f"jepa/{n}/{n}.pth.tar" for n in ("vitl16", "vith16", "vith16-384")},
@@ -85,7 +87,7 @@ def load_pretrained(
 
     `encoder` is "target", as evaluations take it, or "context", the trained one. The mask token
     is 0, the only trained one of V-JEPA 2, but 1 for Hugging Face, whose model always takes that.
-    `shape` may set what tensors do not tell: heads, pred_heads, frames, size, pos.
+    `shape` may set what tensors do not tell: heads, pred_heads, frames, size, pos; None sets none.
     ConfigError: no such file or name, a foreign or broken file, another model's weights.
     """
     if encoder not in PARTS:
@@ -98,6 +100,7 @@ def load_pretrained(
         has = f"the {others[0]} encoder: ask for that one" if others else ", ".join(parts)
         raise ConfigError(f"{path}: no {encoder} encoder in it, but {has}")
     weights, guess, config = parts[part], parts.get("predictor", {}), told.get("config")
+    shape = {name: x for name, x in shape.items() if x is not None}
     if config:
         config = replace(config, **shape)
         cfg = config.model()
@@ -118,14 +121,13 @@ def load_pretrained(
 
 def _find(source: str | Path) -> Path:
     """The file, or the folder of a Hugging Face model; of a run the newest checkpoint."""
-    path, url = Path(source), URL + NAMES.get(str(source), "")
-    if not path.exists() and url == URL:
-        raise ConfigError(f"{source}: no such file; published names: {', '.join(NAMES)}")
+    path, name = Path(source), str(source)
     if not path.exists():
-        folder = Path(os.environ.get("VIDLEARN_WEIGHTS", "weights"))
-        path = folder / (str(source).replace("/", "-") + ".pt")
+        if name not in NAMES:
+            raise ConfigError(f"{source}: no such file; published names: {', '.join(NAMES)}")
+        path = Path(os.environ.get("VIDLEARN_WEIGHTS", "weights"), name.replace("/", "-") + ".pt")
         if not path.exists():
-            fetch = f"curl -fL --create-dirs -o {path} {url}"
+            fetch = f"curl -fL --create-dirs -o {path} {URL}{NAMES[name]}"
             raise ConfigError(f"{path} is not there. Fetch it: {fetch}")
     beside = path.with_name("config.json")
     if path.suffix == ".safetensors" and beside.exists() and '"model_type"' in beside.read_text():
@@ -294,6 +296,31 @@ def _twins(name: str) -> list[str]:
     mine, theirs = next(pair for pair in TWINS.items() if name.startswith(pair[0]))
     twin = theirs + name.removeprefix(mine).replace(".attn.", ".attention.")
     return [twin.replace("qkv", third) for third in QKV] if ".qkv." in twin else [twin]
+
+
+def import_weights(
+    source: Positional[str], out: Path = Path("encoder.safetensors"), encoder: Which = "target",
+    frames: int | None = None, size: int | None = None, heads: int | None = None,
+    pred_heads: int | None = None,
+) -> None:  # fmt: skip
+    """Write the encoder of a published file as one that `vidlearn probe` reads.
+
+    Args:
+        source: path or name of published weights, a Hugging Face folder, or a run.
+        out: file to write.
+        encoder: the slow average, as published, or the trained one.
+        frames: frames of the clips to probe, where positions allow others.
+        size: side of the clips, in the same way.
+        heads: attention heads, for a width that was not published.
+        pred_heads: those of the predictor, in the same way.
+    """
+    shape = {"frames": frames, "size": size, "heads": heads, "pred_heads": pred_heads}
+    model = load_pretrained(source, encoder=encoder, **shape)
+    meta = {"config": model.config.to_json(), "step": model.about["epoch"]}
+    meta |= {"encoder": model.about["encoder"]}
+    checkpoint.export_encoder(out, model.encoder.state_dict(), meta)
+    told = "{out}: {encoder} of {path}, epoch {epoch}; clips of {frames} frames, {size} pixels"
+    print(told.format(out=out, **model.about, frames=model.cfg.frames, size=model.cfg.size))
 
 
 def export_hf(folder: str | Path, model: Pretrained) -> Path:

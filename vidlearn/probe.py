@@ -1,10 +1,9 @@
 """What did the encoder learn? Frozen features, four probes, and baselines beside them, always.
 
 Input: a checkpoint and labelled videos. Output: the share of clips that a small classifier gets
-right on the trained encoder, on a random encoder of the same shape with the same input
-normalisation, and on pixels. Without the last two the first says nothing. Traded: features are
-computed once, from one centre view of each clip; published evaluations use many. Chapter 10.
-Shapes: B or N clips, T time steps, S places in space, D width, H heads, C classes.
+right on the trained encoder, on a random one of the same shape with the same input normalisation,
+and on pixels. Traded: one centre view of each clip; published evaluations use many. Chapter 10.
+Shapes: B or N clips, T time steps, S places in space, D width, C classes.
 """
 
 import json
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from vidlearn import pictures
 from vidlearn.attentive import AttentiveProbe
-from vidlearn.batch import eval_loader
+from vidlearn.batch import Device, eval_loader
 from vidlearn.datasets import Manifest, Row
 from vidlearn.errors import ConfigError
 from vidlearn.model import Encoder
@@ -36,7 +35,6 @@ from vidlearn.recipes import Config
 from vidlearn.schedule import warmup_anneal
 from vidlearn.transform import normalize
 
-Device = torch.device | str
 Source = Callable[[Tensor], Tensor]  # clips on the device -> tokens [B, N, D] or [B, T', S, D]
 Labelled = tuple[Tensor, Tensor]  # features [N, ...], labels [N]
 Read = namedtuple("Read", "tokens labels bad rows")  # of N clips; bad: path -> cause
@@ -71,12 +69,12 @@ def collect(
     In one pass over `clips` centre views of each video, T' steps in all: each is decoded once, and
     normalised alike for all. ConfigError: no video is both labelled and readable.
     """
-    dataset = pictures.views(data, config, clips)
+    batch_size = max(1, 32 // clips) * clips
+    loader = eval_loader(pictures.views(data, config, clips), batch_size, config.workers)
     found: dict[str, list[Tensor]] = {name: [] for name in sources}
     bad: dict[str, str] = {}
     labels, rows = [], []
     bar: dict[str, Any] = {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}
-    loader = eval_loader(dataset, max(1, 32 // clips) * clips, config.workers)
     for batch in track(loader, "features", **bar):
         bad |= dict(batch.bad)
         keep = (batch.valid & (batch.labels >= 0)).view(-1, clips).all(1)
@@ -84,8 +82,7 @@ def collect(
             continue
         labels.append(batch.labels[::clips][keep])
         rows += [data.rows[i // clips] for i in batch.indices[::clips][keep].tolist()]
-        pixels = batch.clips[keep.repeat_interleave(clips)]
-        pixels = normalize(pixels.to(device), config.input_norm)
+        pixels = normalize(batch.clips[keep.repeat_interleave(clips)].to(device), config.input_norm)
         for name, source in sources.items():
             tokens = source(pixels)
             if tokens.ndim == 3:  # of an encoder
@@ -191,10 +188,7 @@ def compare(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, float]:
 def _guesses(
     train: Labelled, test: Tensor, heads: int, device: Device
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One source, all tokens: probe -> labels [n]; and the chances [n, C] of linear, time kept.
-
-    Without heads there is no attentive probe.
-    """
+    """One source: probe -> labels [n], attentive if it has heads; chances of linear, time kept."""
     a_NTD, b_NTD = (x.float().mean(2) for x in (train[0], test))  # what happened when
     means = (a_NTD.mean(1), train[1]), b_NTD.mean(1)  # the order is gone
     chances = linear_chances((a_NTD, train[1]), b_NTD)
@@ -212,10 +206,10 @@ def _mistakes(
     (sure, guess), n = chances.max(1), len(names)
     counts = torch.bincount(labels * n + guess, minlength=n * n).view(n, n).tolist()
     wrong = [i for i in sure.argsort(descending=True).tolist() if guess[i] != labels[i]]
-    found = [(rows[i], names[guess[i]], round(float(sure[i]), 4)) for i in wrong[:WORST]]
     worst = [
-        {"path": row.path, "start_s": row.start_s, "end_s": row.end_s, "truth": row.label,
-         "guess": name, "confidence": share} for row, name, share in found
+        {"path": rows[i].path, "start_s": rows[i].start_s, "end_s": rows[i].end_s,
+         "truth": rows[i].label, "guess": names[guess[i]], "confidence": round(float(sure[i]), 4)}
+        for i in wrong[:WORST]
     ]  # fmt: skip
     return {"confusion": counts, "worst": worst}
 
@@ -228,9 +222,8 @@ def report(
 
     ahead -> probe -> split -> `compare`: the trained encoder minus the random one; mistakes ->
     split -> confusion [truth][guess] and worst clips, of its linear probe with time kept.
-    `path` and `which` as in `load_pretrained`; published evaluations take the target one. `seed`
-    is that of the random encoder and, where the data has no splits, of `Manifest.splits`. Of each
-    video so many `clips` are read as one, evenly spread, where published evaluations take 2 to 8.
+    `path` and `which` as in `load_pretrained`; `seed` of the random encoder and, where needed, of
+    `Manifest.splits`. Of each video so many `clips` are read as one; published work takes 2 to 8.
     """
     began = time.perf_counter()
     found = load_pretrained(path, encoder=which)
@@ -289,9 +282,8 @@ def show(result: dict[str, Any]) -> None:
         title = f"{split}: {clips[split]} clips, per cent right (95 %), chance {chance:.1f}"
         table = Table("", *rows["random encoder"], title=title, box=None)
         for name, row in rows.items():
-            cells = (scores[split] for scores in row.values())
-            texts = (f"{s['percent']:.0f} ({s['low']:.0f}-{s['high']:.0f})" for s in cells)
-            table.add_row(name, *texts)
+            cell = "{percent:.0f} ({low:.0f}-{high:.0f})"
+            table.add_row(name, *(cell.format(**scores[split]) for scores in row.values()))
         out.print(table)
         form = "{} {points:+.0f} ({low:+.0f} to {high:+.0f})"
         gains = (form.format(name, **x[split]) for name, x in result["ahead"].items())
@@ -299,7 +291,7 @@ def show(result: dict[str, Any]) -> None:
         counts = np.array(result["mistakes"][split]["confusion"])
         out.print(f"linear, time kept: {pictures.told(counts, result['classes'])}")
     out.print(f"{result['encoder']} encoder, step {result['step']}; {clips['train']} train clips;")
-    out.print(f"splits: {result['splits']}; {result['unlabelled']} unlabelled, ", end="")
-    out.print(f"{len(result['unreadable'])} unreadable; {result['seconds']} s")
+    form = "splits: {splits}; {unlabelled} unlabelled, {} unreadable; {seconds} s"
+    out.print(form.format(len(result["unreadable"]), **result))
     for path, cause in result["unreadable"].items():
         out.print(f"not read: {path}: {cause}")

@@ -1,8 +1,4 @@
-"""Learning rate, weight decay and EMA momentum as functions of the step.
-
-Input: a step, counted from 0, and the number of steps. Output: a float. Nothing is kept
-between calls, so a resumed run needs no scheduler state. Taught in chapter 9.
-"""
+"""Learning rate, weight decay and momentum as pure functions of the step, from 0 (chapter 9)."""
 
 import math
 
@@ -17,10 +13,8 @@ def warmup_anneal(
     """
     if step < warmup:
         return start + (peak - start) * step / warmup
-    begin = steps - 1 - anneal if anneal else warmup
-    progress = (step - begin) / max(1, steps - 1 - begin)
-    fall = {"cosine": cosine, "linear": linear}[shape]
-    return fall(min(1.0, max(0.0, progress)), peak, final)
+    progress = ramp(step, steps - 1 - anneal if anneal else warmup, steps - 1)
+    return {"cosine": cosine, "linear": linear}[shape](progress, peak, final)
 
 
 def cosine(progress: float, start: float, final: float) -> float:

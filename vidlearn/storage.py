@@ -1,8 +1,7 @@
-"""What is inside a video file, and how to read it through.
+"""What is inside a video file, and how to read it through (chapters 4 and 6).
 
 In: a path. Out: a `FrameTable` (one row a frame), or frames. Traded: a table reads the packets and
 decodes one frame, which believes the file, and all frames where they give a reason for doubt.
-Chapters 4 and 6; `datasets.write` writes files.
 """
 
 import math
@@ -122,8 +121,8 @@ def _h264_picture(data: memoryview, head: bytes) -> tuple[bool, bool]:
     return False, True
 
 
-def _reasons(stream: Any, codec: str, packets: np.ndarray, first: Any) -> tuple[str, str]:
-    """Why frames can only be counted, and why decord must not seek ("": no reason)."""
+def _reasons(stream: Any, codec: str, packets: np.ndarray, first: Any) -> tuple[bool, str]:
+    """Can frames only be counted? Why decord must not seek, for that or less ("": no reason)."""
     pts, key, n = packets["pts"], packets["key"], len(packets)
     kinds, pixels = {*stream.container.format.name.split(",")}, first.format.name
     doubts = {
@@ -149,8 +148,8 @@ def _reasons(stream: Any, codec: str, packets: np.ndarray, first: Any) -> tuple[
         "readers disagree on how to turn it": orientation(first) != (1, 0, 0, 1),
         "decord may read another of its videos": len(stream.container.streams.video) > 1,
     }
-    doubt = next((reason for reason, true in doubts.items() if true), "")
-    return doubt, doubt or next((reason for reason, true in cautions.items() if true), "")
+    why = next((reason for reason, true in (doubts | cautions).items() if true), "")
+    return why in doubts, why
 
 
 def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
@@ -178,27 +177,25 @@ def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
 def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
     """What is in a video file, kept as long as the file's size and time stay the same.
 
-    Reads the packets and decodes the first frame; with `types` ("I", "P" or "B" a frame), and
-    where the times are in doubt (`why`), decodes the whole file. VideoError: no frame comes.
+    With `types` ("I", "P" or "B" a frame), and where the times are in doubt (`why`), it decodes the
+    whole file. VideoError: no frame comes.
     """
     info = os.stat(path) if os.path.exists(path) else None
-    stamp = (info.st_size, info.st_mtime_ns) if info else (0, 0)
-    return _table(os.fspath(path), stamp, types)
+    return _table(os.fspath(path), info and (info.st_size, info.st_mtime_ns), types)
 
 
 @lru_cache(maxsize=4096)
-def _table(path: str, stamp: tuple[int, int], types: bool) -> FrameTable:
+def _table(path: str, _stamp: tuple[int, int] | None, types: bool) -> FrameTable:
     shown, first = _decode(path, everything=types)
     with open_video(path) as (_, stream):
         codec, packets = stream.codec_context.name.replace("libdav1d", "av1"), _packets(stream)
         doubt, why = _reasons(stream, codec, packets, first)
         tick_s, rate = float(stream.time_base), float(stream.average_rate or 25)
+    order = np.argsort(packets["pts"], kind="stable")
+    order = order[~packets["discard"][order]]
     if types or doubt:
         shown = shown if types else _decode(path, everything=True)[0]
         order = np.array([number for number, _ in shown])
-    else:
-        order = np.argsort(packets["pts"], kind="stable")
-        order = order[~packets["discard"][order]]
     rows, n = packets[order], len(order)
     ticks = rows["pts"]
     if np.isnan(ticks).any() or not (np.diff(ticks) > 0).all():

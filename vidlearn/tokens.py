@@ -1,9 +1,8 @@
 """From pixels to tokens, and where each token sits: patch embeddings and position codes.
 
-Input: a clip of float pixels [B, C, T, H, W]. Output: tokens [B, N, D] in (t, h, w) raster
-order, and position codes, added to the tokens (sine and cosine) or applied to queries and keys
-(rotary). Tubelets halve the tokens in time and see motion inside a token; frames keep every frame
-apart. Chapter 8. Source: Arnab et al. 2021 (ViViT), section 3.2; V-JEPA's tubelet is 2 x 16 x 16.
+Input: a clip of float pixels [B, C, T, H, W]. Output: tokens [B, N, D] in (t, h, w) raster order,
+and position codes, added to tokens (sine and cosine) or applied to queries and keys (rotary).
+Chapter 8. Source: Arnab et al. 2021 (ViViT), section 3.2; V-JEPA's tubelet is 2 x 16 x 16.
 Shapes: B batch, C channels, T frames, H height, W width, N tokens, D embedding width.
 """
 
@@ -23,14 +22,13 @@ class TubeletEmbed(nn.Module):
 
     def __init__(self, patch: int, tubelet: int, width: int, channels: int = 3) -> None:
         super().__init__()
-        self.tubelet, self.patch, box = tubelet, patch, (tubelet, patch, patch)
-        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv3d(channels, width, kernel_size=box, stride=box)
+        self.tubelet, self.patch, self.box = tubelet, patch, (tubelet, patch, patch)
+        self.proj: nn.Conv2d | nn.Conv3d = nn.Conv3d(channels, width, self.box, stride=self.box)
 
     def forward(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W], or an image [B, C, H, W] -> tokens [B, N, D], or the kept [B, K, D]."""
-        x, channels = clip_BCTHW, self.proj.in_channels
+        x, channels, box = clip_BCTHW, self.proj.in_channels, self.box
         x = x.unsqueeze(2) if x.ndim == 4 and self.tubelet == 1 else x
-        box = self.tubelet, self.patch, self.patch
         if x.ndim != 5 or x.shape[1] != channels or any(n < k for n, k in zip(x.shape[2:], box)):
             form = f"[B, {channels}, T, H, W], with T, H, W of at least {box}"
             raise ConfigError(f"a clip of shape {list(x.shape)}: give {form}")
@@ -39,9 +37,9 @@ class TubeletEmbed(nn.Module):
             x = self.proj(x).flatten(2).transpose(1, 2)  # to the rounding of others' readers
             return x if keep_BK is None else gather_tokens(x, keep_BK)
         # Boxes as rows, then one linear map: the same sums, of the kept boxes only.
-        for axis, k in zip((4, 3, 2), (self.patch, self.patch, self.tubelet)):
-            x = x.narrow(axis, 0, x.shape[axis] // k * k).unflatten(axis, (-1, k))
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        for axis, k in zip((2, 3, 4), box):
+            x = x.unfold(axis, k, k)
+        x = x.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)
         x = x if keep_BK is None else gather_tokens(x, keep_BK)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
@@ -61,14 +59,7 @@ def token_grid(frames: int, height: int, width: int, patch: int, tubelet: int) -
 
 def positions(grid: Grid, device: torch.device | None = None) -> Tensor:
     """(t, h, w) of every token in raster order: int64 [N, 3]."""
-    axes = [torch.arange(n, device=device) for n in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
-
-
-def _sincos_1d(width: int, place: Tensor) -> Tensor:
-    """[n] places -> [n, width]: sines of falling frequencies, then their cosines."""
-    angle = place.to(torch.float64)[:, None] * _frequencies(width // 2, place.device)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    return torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid))
 
 
 def _frequencies(n: int, device: torch.device) -> Tensor:
@@ -79,15 +70,16 @@ def _frequencies(n: int, device: torch.device) -> Tensor:
 def sincos_table(width: int, grid: Grid, *, uniform: bool = True) -> Tensor:
     """The fixed position table that is added to tokens: float32 [1, N, D].
 
-    With `uniform` (V-JEPA's `uniform_power`) time, height and width get equally many of the
-    D numbers and the last few of the width axis are cut off; without it time gets half.
-    A grid of one time step gives the two-dimensional table of image models.
+    Each axis owns sines of falling frequencies, then their cosines. With `uniform` (V-JEPA's
+    `uniform_power`) all three get equally many and the last few are cut off; without it time gets
+    half. A grid of one time step gives the two-dimensional table of image models.
     Source: Bardes et al. 2024 (V-JEPA); Vaswani et al. 2017 for the sine code.
     """
     place = positions(grid)
     shares = [math.ceil(width / 6) * 2] * 3 if uniform else [width // 2, width // 4, width // 4]
     shares = [0, width // 2, width // 2] if grid[0] == 1 else shares
-    columns = [_sincos_1d(d, place[:, axis]) for axis, d in enumerate(shares) if d]
+    angles = [place[:, [i]] * _frequencies(d // 2, place.device) for i, d in enumerate(shares)]
+    columns = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
     return torch.cat(columns, dim=1)[None, :, :width].float()
 
 
@@ -95,7 +87,7 @@ def resize_table(table_1ND: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
     """Stretch a position table to another grid by trilinear interpolation: [1, N', D]."""
     if grid == new_grid:
         return table_1ND
-    planes = table_1ND.unflatten(1, grid).permute(0, 4, 1, 2, 3)
+    planes = table_1ND.transpose(1, 2).unflatten(2, grid)
     factor = [new / old for new, old in zip(new_grid, grid)]
     planes = F.interpolate(planes, scale_factor=factor, mode="trilinear")
     return planes.flatten(2).transpose(1, 2)

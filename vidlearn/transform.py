@@ -1,9 +1,8 @@
 """Pixels to pixels: one crop and one flip for all frames of a clip (chapter "Choosing frames").
 
-Input: uint8 [T, H, W, C] as decoded, on the CPU. Output: uint8 [C, T, size, size], made float32
-and normalised on the device, so that a quarter of the bytes travel. Traded: V-JEPA resizes in
-float32 (arXiv 2404.08471); uint8 is one grey level off at most, in a fraction of the time. As
-there, the resize does not antialias: small pictures of large frames shimmer in time.
+Input: uint8 [T, H, W, C] as decoded. Output: uint8 [C, T, size, size], normalised on the device,
+so that a quarter of the bytes travel. Traded: V-JEPA resizes in float32 (arXiv 2404.08471); uint8
+is one grey level off at most, and quicker. As there, nothing antialiases: small pictures shimmer.
 """
 
 import math
@@ -17,8 +16,6 @@ from torch.nn.functional import interpolate
 from vidlearn.errors import ConfigError, VidlearnError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 Box = namedtuple("Box", "top left height width")  # a part of the frame, in pixels
 
 

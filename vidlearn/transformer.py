@@ -1,7 +1,6 @@
-"""The transformer block that encoder, predictor and probe are made of, under published names.
+"""The transformer block of encoder, predictor and probe, under published names (chapter 8).
 
-Tokens [B, N, D] in and out, turned by rotary positions (cosines and sines) where there are some.
-Taught in chapter 8. Source: Dosovitskiy et al. 2021 (ViT).
+Tokens [B, N, D] in and out, turned by rotary positions if given. Source: Dosovitskiy et al. 2021.
 """
 
 from torch import Tensor, nn
@@ -31,17 +30,14 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
-    """Two linear maps with a GELU between, on each token alone."""
+class MLP(nn.Sequential):
+    """Two linear maps with a GELU between, on each token alone: [..., D] -> [..., D]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.gelu = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
