@@ -229,7 +229,7 @@ def test_from_nothing_to_a_probed_model(tmp_path, capsys, monkeypatch):
     """Videos, a run with overrides, what it learned, the time of its parts: all by commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vidlearn.probe.STEPS", 5)
-    counts = ("--train", 24, "--val", 12, "--test", 0)
+    counts = ("--train", 24, "--val", 12, "--test", 0, "--far", 0)
     status, out, _ = inside(capsys, "data", "synth", "data/synth", *counts)
     assert (status, out) == (0, "data/synth/manifest.csv\n")
     status, out, _ = inside(capsys, "train", "laptop", "--data", "data/synth", *TINY)

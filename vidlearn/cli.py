@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -148,7 +149,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | None, str, str]] = {  # who, give
 USAGE = "\n".join(
     ["usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options"]
     + [f"  {f'{name} {given}':22}{told}" for name, (_, given, told) in COMMANDS.items()]
-    + [f"recipes: {', '.join(RECIPES)}"]
+    + wrap(f"recipes: {', '.join(RECIPES)}", 98, subsequent_indent="  ")
 )
 
 

@@ -68,18 +68,15 @@ def build(config: Config, dist: Dist) -> State:
 
 def make_optimizers(model: VJEPA, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW for all weights; with `muon_lr` Muon for the matrices (Jordan et al. 2024)."""
-    groups, muon = parameter_groups(model), []
-    if config.muon_lr:
-        if config.shard:
-            raise ConfigError("--muon-lr wants whole matrices on each process: leave out --shard")
-        muon = [p for group in groups for p in group["params"] if p.ndim == 2]
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p.ndim != 2]
+    if config.muon_lr and config.shard:
+        raise ConfigError("--muon-lr wants whole matrices on each process: leave out --shard")
+    groups, matrices = parameter_groups(model), []
+    for group in groups if config.muon_lr else ():
+        matrices += [p for p in group["params"] if p.ndim == 2]
+        group["params"] = [p for p in group["params"] if p.ndim != 2]
+    muon = {"params": matrices, "decay": True, "scale": config.muon_lr / config.lr}
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
-    if muon:
-        one = {"params": muon, "decay": True, "scale": config.muon_lr / config.lr}
-        found.append(torch.optim.Muon([one], lr=config.muon_lr))
-    return found
+    return found + ([torch.optim.Muon([muon], lr=config.muon_lr)] if matrices else [])
 
 
 def compile_blocks(model: VJEPA, *, dynamic: bool) -> None:
