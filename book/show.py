@@ -163,7 +163,8 @@ def bars(
     drawn = axis.barh(list(values), list(values.values()), xerr=spread, color=BLUE, capsize=3)
     said = [f"{value:{'.3g' if abs(value) < 1000 else ',.0f'}}" for value in values.values()]
     axis.bar_label(drawn, said, padding=3)
-    axis.set(xlabel=unit, title=title, xscale="log" if log else "linear", xmargin=0.15)
+    axis.set(xlabel=unit, xscale="log" if log else "linear", xmargin=0.15)
+    figure.suptitle(title, fontsize=10)  # over the names, too: above the bars it would be cut off
     axis.invert_yaxis()
     halves = [f" ± {half:.2g}" for half in spread] if spread else [""] * len(said)
     told = [f"{name} {value}{half}" for name, value, half in zip(values, said, halves)]
