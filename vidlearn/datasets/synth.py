@@ -142,7 +142,8 @@ def make(
     stamp, manifest = root / "synth.json", root / "manifest.csv"
     found = stamp.read_text() if stamp.exists() else "no stamp" if manifest.exists() else asked
     if found != asked:
-        raise VidlearnError(f"{root}: holds {found}, not {asked}. Choose another folder, or delete it")
+        remedy = "Choose another folder, or delete this one"
+        raise VidlearnError(f"{root}: holds {found}, not {asked}. {remedy}")
     root.mkdir(parents=True, exist_ok=True)
     if not stamp.exists():
         stamp.write_text(asked)
