@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
+from pkgutil import resolve_name
 from textwrap import wrap
 from typing import Annotated, Any, Literal
 
@@ -153,17 +154,6 @@ USAGE = "\n".join(
 )
 
 
-def _elsewhere(name: str) -> Callable[..., Any]:
-    """Who does what has None above: it lives beside what it is about, and is imported only now."""
-    if name == "import":
-        from vidlearn.pretrained import import_weights
-
-        return import_weights
-    from vidlearn.datasets import commands
-
-    return getattr(commands, name.removeprefix("data "))
-
-
 def _run(words: list[str], talks: bool) -> int | None:
     name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
     if name is None and words[-1:] in ([], ["-h"], ["--help"]):
@@ -171,7 +161,11 @@ def _run(words: list[str], talks: bool) -> int | None:
     if name is None:
         raise ConfigError(f"no command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
     (command, given, told), rest = COMMANDS[name], words[len(name.split()) :]
-    command = command or _elsewhere(name)
+    if name == "import":  # what has None above lives beside what it is about: imported only now
+        from vidlearn import pretrained
+
+        command = pretrained.import_weights
+    command = command or resolve_name(f"vidlearn.datasets.commands:{name[5:]}")
     how: dict[str, Any] = {"prog": f"vidlearn {name}", "args": rest, "console_outputs": talks}
     if given != "RECIPE":
         return tyro.cli(command, **how)

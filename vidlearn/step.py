@@ -123,8 +123,7 @@ def set_rates(state: State) -> tuple[float, float, float]:
     lr = schedule.warmup_anneal(step, int(end) + 1, **span)
     decay = schedule.cosine(step / int(end), *c.weight_decay)
     for group in (group for each in state.optimizers for group in each.param_groups):
-        group["lr"] = lr * group.get("scale", 1.0)
-        group["weight_decay"] = decay if group["decay"] else 0.0
+        group["lr"], group["weight_decay"] = lr * group.get("scale", 1.0), decay * group["decay"]
     return lr, decay, schedule.linear(state.step / end, *c.ema)
 
 
@@ -222,8 +221,7 @@ def update(state: State, momentum: float) -> dict[str, Tensor]:
     c, found = state.config, {}
     limit = c.clip_grad if c.clip_grad and state.step >= c.clip_start else float("inf")
     for name in ("encoder", "predictor"):
-        weights = getattr(state.model, name).parameters()
-        norm = nn.utils.clip_grad_norm_(weights, limit)
+        norm = nn.utils.clip_grad_norm_(getattr(state.model, name).parameters(), limit)
         found[f"grad_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     for optimizer in state.optimizers:
         optimizer.step()
@@ -242,8 +240,6 @@ def metrics_of(state: State, numbers: dict[str, Any]) -> dict[str, float]:
         text = f"the loss is not a number at step {state.step}; the last checkpoint is intact"
         raise VidlearnError(f"{text}. Lower --lr, raise --warmup, or turn off --bf16")
     floats = {name: float(value) for name, value in numbers.items()}
-    health = {
-        "spread": losses.spread(target),
-        "effective_rank": losses.effective_rank(target[:, ::4]),
-    }
+    rank = losses.effective_rank(target[:, ::4])
+    health = {"spread": losses.spread(target), "effective_rank": rank}
     return {"step": state.step, "loss": loss, **floats, **health}
