@@ -362,6 +362,7 @@ def test_notebook_answers_to_its_password_only(cluster):
     assert f"ssh -N -L 8888:localhost:{port} " in text
     token = re.search(r"http://localhost:8888/lab\?token=(\S+)", text)[1]
     address = f"http://localhost:{port}/api/contents"
+    wait_for(lambda: socket.socket().connect_ex(("localhost", port)) == 0)  # told before it listens
     with urllib.request.urlopen(f"{address}?token={token}") as answer:
         assert "slurm" in {item["name"] for item in json.load(answer)["content"]}
     with pytest.raises(urllib.error.HTTPError, match="403"):

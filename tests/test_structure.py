@@ -24,7 +24,7 @@ ORDER = (
     *("pictures", "pretrained", "runlog", "budget", "step", "train", "probe", "measure", "cli"),
     "__main__",
 )
-TOTAL_LINES = 3507  # the aim is 3,500; this number may only go down
+TOTAL_LINES = 3500  # this number may only go down
 FILE_LINES = 350
 FUNCTION_LINES = 60
 STANDARD_NAMES = {"tokenize", "types", "profile", "io", "random", "utils"}

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AGAIN, AnyPath, FrameTable, frame_table, open_video, upright
@@ -49,14 +48,14 @@ def check_backend(name: str) -> None:
 
 def frames_at(
     path: AnyPath, indices: ArrayLike | None = None, *, seconds: ArrayLike | None = None,
-    size: int | None = None, backend: str = "decord", table: FrameTable | None = None,
+    backend: str = "decord", table: FrameTable | None = None,
 ) -> Tensor:  # fmt: skip
     """Decode chosen frames, upright and in the order asked for: uint8 [T, H, W, 3].
 
     `indices` count from 0, in any order, also repeated; or the nearest frame to each of `seconds`
-    after the first. `size`: short side, by an antialiased bilinear filter. The `backend` "pyav"
-    checks as it reads. VideoError: there is no such frame, or it depends on a damaged one.
-    ConfigError: the backend is unknown or does not load, or `indices` are not integers.
+    after the first. The `backend` "pyav" checks as it reads. VideoError: there is no such frame,
+    or it depends on a damaged one. ConfigError: the backend is unknown or does not load, or
+    `indices` are not integers.
     """
     check_backend(backend)
     table = table or frame_table(path)
@@ -65,9 +64,9 @@ def frames_at(
         if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
             clip_THWC = (_decord if backend == "decord" else _torchcodec)(table, rows)
             if clip_THWC is not None:
-                return torch.stack([_resize(clip_THWC[place], size) for place in places])
-    frames = _pyav(table, rows, lambda frame: _resize(torch.from_numpy(upright(frame)), size))
-    return torch.stack([frames[place] for place in places])
+                return torch.stack([clip_THWC[place] for place in places])
+    frames = _pyav(table, rows, upright)
+    return torch.from_numpy(np.stack([frames[place] for place in places]))
 
 
 def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | None) -> np.ndarray:
@@ -84,14 +83,6 @@ def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | Non
     if seconds is None:
         return wanted.astype(np.int64)
     return np.searchsorted((table.pts_s[1:] + table.pts_s[:-1]) / 2, wanted)
-
-
-def _resize(image_HWC: Tensor, short_side: int | None) -> Tensor:
-    if short_side is None:
-        return image_HWC
-    sides, image_1CHW = image_HWC.shape[:2], image_HWC.permute(2, 0, 1)[None]
-    size = [round(side * short_side / min(sides)) for side in sides]
-    return interpolate(image_1CHW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 @lru_cache(maxsize=65536)
