@@ -36,7 +36,7 @@ from vidlearn.train import load, train
 from vidlearn.transform import normalize
 
 TINY = dataclasses.replace(
-    recipe("laptop"),
+    recipe("laptop-adamw"),
     size=32, width=24, depth=1, heads=2, pred_width=12, pred_depth=1, pred_heads=2,
     batch=4, steps=8, warmup=2, workers=0, log_every=1, save_every=3,
 )  # fmt: skip
@@ -50,8 +50,8 @@ def data(tmp_path_factory):
 
 
 def overrides(config):
-    """The command line that turns the laptop recipe into `config`."""
-    base, flags = recipe("laptop"), []
+    """The command line that turns the recipe into `config`."""
+    base, flags = recipe("laptop-adamw"), []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         option = f.name.replace("_", "-")
@@ -64,11 +64,11 @@ def overrides(config):
 
 
 def start(data, out, *, world=1, config=TINY, env=None):
-    """Start `vidlearn train laptop` as a reader would, in one process or through torchrun."""
+    """Start `vidlearn train laptop-adamw` as a reader would, in one process or through torchrun."""
     command = [sys.executable, "-m"]
     if world > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
-    command += ["vidlearn", "train", "laptop", "--data", str(data), "--out", str(out)]
+    command += ["vidlearn", "train", "laptop-adamw", "--data", str(data), "--out", str(out)]
     return subprocess.Popen(
         command + overrides(config),
         stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """What each part of a small recipe is for: change one, train with several seeds, probe.
 
-    .venv/bin/python tools/ablate.py [NAME ...] [--recipe laptop-muon] [--seeds 3] [--jobs 2]
+    .venv/bin/python tools/ablate.py [NAME ...] [--table laptop] [--seeds 3] [--jobs 2]
 
 Each run is the package's own training step, on the built-in clips, which are decoded once and kept
 in memory. Batches, crops and masks follow from the seed and the step, so a run repeats to the bit
@@ -13,6 +13,7 @@ of each place: a loss can fall without that.
 
 import argparse
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,23 +74,67 @@ def no_predictor(state: step.State) -> None:
     state.model.predictor.forward = MeanGuess().forward  # type: ignore[method-assign]
 
 
-# name -> changes of the recipe, and what is done to the state before training
-VARIANTS: dict[str, tuple[dict[str, Any], Callable[[step.State], None]]] = {
-    "as it is": ({}, lambda _: None),
-    "no prediction, regulariser only": ({}, no_prediction),
-    "no regulariser": ({"var_cov": 0.0}, lambda _: None),
-    "no slow teacher": ({"ema": (0.0, 0.0)}, lambda _: None),
-    "no stop-gradient": ({}, no_stop_gradient),
-    "no predictor": ({}, no_predictor),
-    "published masks": ({"masks": "vjepa"}, lambda _: None),
-    "published masks and cut": ({"masks": "vjepa", "mask_cut": "vjepa1"}, lambda _: None),
-    "frames, no tubelets": ({"tubelet": 1}, lambda _: None),
-    "every frame, not every second": ({"stride_frames": 1}, lambda _: None),
+def pixels(state: step.State) -> None:
+    """The targets are the pixels of each box, normalised box by box (Tong et al. 2022)."""
+    model, config = state.model, state.config
+    box = config.tubelet, config.patch, config.patch
+
+    def boxes(clip_BCTHW: Tensor) -> Tensor:
+        for axis, k in zip((2, 3, 4), box):
+            clip_BCTHW = clip_BCTHW.unfold(axis, k, k)
+        return clip_BCTHW.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)
+
+    model.teach = boxes  # type: ignore[method-assign]
+    model.predictor.predictor_proj = nn.Linear(config.pred_width, 3 * math.prod(box))
+    state.optimizers = step.make_optimizers(model, config)
+
+
+class Variant(NamedTuple):
+    """Changes of the recipe, what is done to the state, how many times as long it trains."""
+
+    changes: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    prepare: Callable[[step.State], None] = lambda _: None
+    longer: float = 1.0
+
+
+VARIANTS: dict[str, Variant] = {
+    "as it is": Variant(),
+    "no prediction, regulariser only": Variant({}, no_prediction),
+    "no regulariser": Variant({"var_cov": 0.0}),
+    "no slow teacher": Variant({"ema": (0.0, 0.0)}),
+    "no stop-gradient": Variant({}, no_stop_gradient),
+    "no predictor": Variant({}, no_predictor),
+    "only the second half hidden": Variant({"masks": "half"}),
+    "only the last quarter hidden": Variant({"masks": "quarter"}),
+    "nine tenths hidden, in tubes": Variant({"masks": "tube"}),
+    "published masks": Variant({"masks": "vjepa"}),
+    "published masks and cut": Variant({"masks": "vjepa", "mask_cut": "vjepa1"}),
+    "frames, no tubelets": Variant({"tubelet": 1}),
+    "every frame, not every second": Variant({"stride_frames": 1}),
+    "pixels as targets": Variant({}, pixels),
 }
-# recipe -> the file of its record, and what is changed in it
-RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "laptop": ("ablations.json", VARIANTS),
-    "laptop-muon": ("laptop-muon.json", {name: VARIANTS[name] for name in (*VARIANTS,)[:2]}),
+# Others who get as many CPU seconds, and the same clips, network, optimiser and normalisation.
+RIVALS: dict[str, Variant] = {
+    **{name: VARIANTS[name] for name in (*VARIANTS,)[:2]},
+    "pixels as targets, longer": Variant({}, pixels, 1.25),
+    "pixels in tubes (VideoMAE), longer": Variant({"masks": "tube", "var_cov": 0.0}, pixels, 2.0),
+}
+
+
+class Table(NamedTuple):
+    """A record: its recipe, what is changed in it, and the length of a run (None: the recipe's)."""
+
+    recipe: str
+    variants: dict[str, Variant]
+    steps: int | None = None
+
+
+SINCE = ("only the ", "nine tenths", "pixels")  # names that came after the record of AdamW
+BEFORE = {name: VARIANTS[name] for name in VARIANTS if not name.startswith(SINCE)}
+TABLES = {  # by the name of the record's file
+    "laptop": Table("laptop", RIVALS),
+    "ablations": Table("laptop", VARIANTS, 600),
+    "laptop-adamw": Table("laptop-adamw", BEFORE),
 }
 
 
@@ -148,12 +193,13 @@ def explained(goal_BND: Tensor, target_BK: Tensor, prediction: Tensor) -> float:
     return 1 - float((prediction - wanted).pow(2).sum() / variance)
 
 
-def run(name: str, seed: int, steps: int, base: str = "laptop") -> dict[str, Any]:
+def run(name: str, seed: int, steps: int, table: str = "ablations") -> dict[str, Any]:
     """One training run of one variant of a recipe: its curve, a line for each probed step."""
     torch.set_num_threads(1)
     clips = CLIPS
-    changes, prepare = RECIPES[base][1][name]
-    config = replace(recipe(base), **changes, seed=seed, steps=steps)
+    changes, prepare, longer = TABLES[table].variants[name]
+    steps = round(steps * longer)
+    config = replace(recipe(TABLES[table].recipe), **changes, seed=seed, steps=steps)
     state = step.build(config, dist.init_distributed())
     prepare(state)
     own = name == "no stop-gradient"
@@ -164,12 +210,15 @@ def run(name: str, seed: int, steps: int, base: str = "laptop") -> dict[str, Any
     spent = 0.0
     for number in range(steps):
         began = time.process_time()
-        numbers = step.train_step(state, batch_of(config, clips["train"][0], number))
+        batch = batch_of(config, clips["train"][0], number)
+        numbers = step.train_step(state, batch)
         spent += time.process_time() - began
         mask, prediction = last.pop()
-        if state.step in (steps // 4, steps):
+        if state.step in (steps // 4, steps // 2, steps):
             goal = normalize_target(numbers["target"].detach())
             share = explained(goal, mask.target_BK, prediction)
+            with torch.no_grad():  # spread and rank are of features, also where pixels are targets
+                numbers["target"] = encoder(normalize(batch.clips, config.input_norm))
             line = step.metrics_of(state, numbers)
             kept = {k: round(line[k], 4) for k in ("loss", "spread", "effective_rank")}
             now = {"step": state.step, **kept, "explained": round(share, 3)}
@@ -179,23 +228,23 @@ def run(name: str, seed: int, steps: int, base: str = "laptop") -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", help=", ".join(VARIANTS))
-    parser.add_argument("--recipe", choices=RECIPES, default="laptop")
+    parser.add_argument("names", nargs="*", help=", ".join(VARIANTS | RIVALS))
+    parser.add_argument("--table", choices=TABLES, default="ablations")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="of a run; by default the recipe's")
+    parser.add_argument("--steps", type=int, help="of a run; by default the table's")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("data/synth"))
-    parser.add_argument("--out", type=Path, help="file to write; by default the recipe's record")
+    parser.add_argument("--out", type=Path, help="file to write; by default the table's record")
     args = parser.parse_args()
-    file, variants = RECIPES[args.recipe]
-    steps = args.steps or recipe(args.recipe).steps
+    base, variants, usual = TABLES[args.table]
+    steps = args.steps or usual or recipe(base).steps
     if odd := set(args.names) - set(variants):
         parser.error(f"no variant {sorted(odd)}; known: {', '.join(variants)}")
     if not args.data.exists():
         synth.make_shown(args.data)
     CLIPS.update(read_clips(args.data))
     jobs = [(n, seed) for seed in range(args.seeds) for n in args.names or variants]
-    one, runs = partial(run, steps=steps, base=args.recipe), []
+    one, runs = partial(run, steps=steps, table=args.table), []
     # Forked workers share the clips; torch has not started a thread here yet.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
         for found in pool.map(one, *zip(*jobs)):
@@ -203,8 +252,8 @@ def main() -> None:
             end = found["curve"][-1]
             print(found["name"], found["seed"], end, flush=True)
     about = {"machine": measure.machine_card(), "steps": steps, "seeds": args.seeds}
-    text = json.dumps({**about, "recipe": args.recipe, "runs": runs}, indent=1)
-    (args.out or RECORDS / file).write_text(text + "\n")
+    text = json.dumps({**about, "recipe": base, "runs": runs}, indent=1)
+    (args.out or RECORDS / f"{args.table}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
