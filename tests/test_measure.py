@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,8 +12,8 @@ import torch
 
 import gpu_record
 from vidlearn import measure
-from vidlearn.datasets import folder_manifest, write_manifest
-from vidlearn.datasets.synth import draw
+from vidlearn.datasets import folder_manifest, open_data, write_manifest
+from vidlearn.datasets.synth import draw, make
 from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
 from vidlearn.recipes import recipe
@@ -22,6 +24,7 @@ TINY = dataclasses.replace(
     recipe("laptop"), size=32, frames=8, width=24, depth=1, heads=2, pred_width=12, pred_depth=1,
     pred_heads=2, batch=4, workers=0,
 )  # fmt: skip
+PROBED = {"trained encoder": {"linear, time kept": {"val": {"percent": 50.0}}}}
 PARTS = "prepare masks target context predictor loss backward optimiser ema logging".split()
 
 
@@ -158,6 +161,24 @@ def test_doctor_tells_a_batch_script_to_use_srun(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert "srun" in str(found()["launcher"].found)
+
+
+def test_a_speedrun_counts_the_workers_and_not_the_probe(monkeypatch, tmp_path):
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+
+    def burn(*_: object) -> dict:
+        subprocess.run([sys.executable, "-c", busy], check=True)
+        return {}
+
+    data = make(tmp_path, train=48, val=24, test=0, size=48)
+    whole = dataclasses.replace(TINY, steps=2, warmup=1)
+    real = measure.speedrun(whole, open_data(data))
+    assert {*real} == {"cpu_s", "seed", "val"} and 0 < real["cpu_s"] and 0 <= real["val"] <= 100
+    monkeypatch.setattr(measure.probe, "report", lambda *_: burn() or {"rows": PROBED})
+    monkeypatch.setattr(measure.train, "train", lambda *_: None)
+    assert measure.speedrun(whole, open_data(data))["cpu_s"] < 0.3
+    monkeypatch.setattr(measure.train, "train", burn)
+    assert measure.speedrun(whole, open_data(data))["cpu_s"] >= 0.5
 
 
 @pytest.mark.slow

@@ -333,17 +333,6 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
         train(TINY, open_data(data), tmp_path)
 
 
-def test_a_checkpoint_of_the_first_version_is_refused(data, tmp_path):
-    train(TINY, open_data(data), tmp_path)
-    path = checkpoint.latest(tmp_path / "checkpoints")
-    content = checkpoint.load(path)
-    state = build(TINY, init_distributed())
-    content["optimizer"] = {**state.optimizers[0].state_dict(), "state": {0: {}}}
-    checkpoint.save(path.parent, 8, content)
-    with pytest.raises(ConfigError, match=r"step-00000008\.pt is of version 0\.1\.0"):
-        train(TINY, open_data(data), tmp_path)
-
-
 def test_too_few_videos_and_too_many_unreadable(data, tmp_path):
     with pytest.raises(ConfigError, match="24 training videos, but --batch is 64"):
         train(dataclasses.replace(TINY, batch=64), open_data(data), tmp_path / "a")

@@ -108,12 +108,12 @@ def export(source: Positional[str], out: Path, encoder: Which = "target") -> Non
 
 
 def bench(run: Run, what: str) -> dict[str, Any]:
-    """Time the loader of a recipe alone ("load"), or the parts of its training step ("step")."""
+    """Time the loader of a recipe ("load"), the parts of a step ("step"), or all of it ("run")."""
     from vidlearn import measure
     from vidlearn.datasets import open_data, synth
 
-    function = {"load": measure.load_rate, "step": measure.step_breakdown}[what]
-    found = function(run.config, open_data(run.data or synth.make_shown(BUILT_IN)))
+    ways = {"load": measure.load_rate, "step": measure.step_breakdown, "run": measure.speedrun}
+    found = ways[what](run.config, open_data(run.data or synth.make_shown(BUILT_IN)))
     return {"recipe": run.recipe, **measure.machine_card(), **found}
 
 
@@ -134,16 +134,17 @@ def doctor() -> int:
     return int(any(check.ok is False for check in checks))
 
 
-COMMANDS: dict[str, tuple[Callable[..., Any] | None, str, str]] = {  # who, given what, does what
+COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or where, given, does
     "train": (train, "RECIPE", "train, or go on with a run"),
     "probe": (probe, "CHECKPOINT DATA", "probe a frozen encoder, beside a random one and pixels"),
-    "import": (None, "SOURCE", "write the encoder of a published file, for probe"),
+    "import": ("pretrained:import_weights", "SOURCE", "write a published encoder, for probe"),
     "export": (export, "SOURCE", "write a model for transformers, as Hugging Face stores it"),
-    "data synth": (None, "FOLDER", "make the built-in videos, whose truth is known"),
-    "data manifest": (None, "ROOT", "write the manifest of a folder of videos"),
-    "data check": (None, "DATA", "try every video, list the unreadable ones"),
+    "data synth": ("datasets.commands:synth", "FOLDER", "make the built-in videos"),
+    "data manifest": ("datasets.commands:manifest", "ROOT", "list the videos of a folder"),
+    "data check": ("datasets.commands:check", "DATA", "try every video, list what is bad"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
+    "speedrun": (partial(bench, what="run"), "RECIPE", "train it, count CPU seconds, probe it"),
     "plan": (plan, "RECIPE", "predict a run's FLOPs, memory, GPU-hours and price"),
     "doctor": (doctor, "", "check this machine: packages, decoders, GPU, disk, environment"),
 }
@@ -161,11 +162,7 @@ def _run(words: list[str], talks: bool) -> int | None:
     if name is None:
         raise ConfigError(f"no command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
     (command, given, told), rest = COMMANDS[name], words[len(name.split()) :]
-    if name == "import":  # what has None above lives beside what it is about: imported only now
-        from vidlearn import pretrained
-
-        command = pretrained.import_weights
-    command = command or resolve_name(f"vidlearn.datasets.commands:{name[5:]}")
+    command = resolve_name(f"vidlearn.{command}") if isinstance(command, str) else command
     how: dict[str, Any] = {"prog": f"vidlearn {name}", "args": rest, "console_outputs": talks}
     if given != "RECIPE":
         return tyro.cli(command, **how)

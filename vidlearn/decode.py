@@ -62,9 +62,8 @@ def frames_at(
     rows, places = np.unique(_rows(table, indices, seconds), return_inverse=True)
     if backend != "pyav" and table.seekable:
         if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
-            clip_THWC = (_decord if backend == "decord" else _torchcodec)(table, rows)
-            if clip_THWC is not None:
-                return torch.stack([clip_THWC[place] for place in places])
+            if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
+                return torch.stack([clip[place] for place in places])
     frames = _pyav(table, rows, upright)
     return torch.from_numpy(np.stack([frames[place] for place in places]))
 

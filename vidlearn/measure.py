@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vidlearn import budget, dist, step, train
+from vidlearn import budget, dist, probe, step, train
 from vidlearn.datasets import Manifest
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
@@ -65,12 +65,11 @@ def machine_card() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")  # of Linux; elsewhere Python knows at least the kind
     name = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": name[1] if name else platform.machine(), "cores": cores(),
-        "memory_gib": round(memory_bytes / 2**30, 1), "gpu": ", ".join(gpus) or "none",
-        "os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": ", ".join(gpus) or "none", "os": platform.platform(), "torch": torch.__version__,
+        "python": platform.python_version(), "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
@@ -122,8 +121,8 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
     loader = train.load(config, data, dist.init_distributed())
     # What the workers read ahead while they started is not counted.
     batch_s = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers).median_s
-    rate = {"clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
-    return {"workers": config.workers, "batch": config.batch, "batches": batches, **rate}
+    told = {"workers": config.workers, "batch": config.batch, "batches": batches}
+    return {**told, "clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
 
 
 def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:
@@ -166,6 +165,16 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
         "tflop_per_step": tflop * me.world, "tflops": tflop * rate,
         "mfu": peak and tflop * rate / peak, **parts,
     }  # fmt: skip
+
+
+def speedrun(config: Config, data: Manifest) -> dict[str, Any]:
+    """CPU seconds of a whole training, loading included, and per cent right by a linear probe."""
+    with tempfile.TemporaryDirectory() as out:
+        began = sum(os.times()[:4])  # of this process and of the workers that have ended
+        train.train(config, data, out)
+        cpu_s = sum(os.times()[:4]) - began
+        right = probe.report(out, data)["rows"]["trained encoder"]["linear, time kept"]
+    return {"cpu_s": cpu_s, "seed": config.seed, **{s: x["percent"] for s, x in right.items()}}
 
 
 class Check(NamedTuple):

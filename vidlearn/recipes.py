@@ -140,7 +140,6 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """The Config that `to_json` wrote."""
         saved = json.loads(text)
-        saved.pop("tensorboard", None)  # of version 0.1.0
         if odd := sorted(set(saved) - {f.name for f in fields(cls)}):
             raise ConfigError(f"config: unknown fields {odd}; it was written by another version")
         return cls(**saved)

@@ -49,8 +49,6 @@ def resume(state: State, out: Path) -> bool:
         text = f"{path} belongs to another run ({'; '.join(differences)}: asked, saved)"
         raise ConfigError(f"{text}. Choose another --out, or the same choices")
     checkpoint.check_matches(content["model"], state.model, path)
-    if 0 in content["optimizer"]["state"]:  # by number, not by name, up to version 0.1.0
-        raise ConfigError(f"{path} is of version 0.1.0: a run goes on with that, or anew elsewhere")
     parts = {"model_state_dict": content["model"], "optim_state_dict": content["optimizer"]}
     set_state_dict(state.model, state.optimizers, **parts, options=WHOLE)
     state.step = content["step"]
