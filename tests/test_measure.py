@@ -178,7 +178,7 @@ def test_a_speedrun_counts_the_workers_and_not_the_probe(monkeypatch, tmp_path):
     monkeypatch.setattr(measure.train, "train", lambda *_: None)
     assert measure.speedrun(whole, open_data(data))["cpu_s"] < 0.3
     monkeypatch.setattr(measure.train, "train", burn)
-    assert measure.speedrun(whole, open_data(data))["cpu_s"] >= 0.5
+    assert measure.speedrun(whole, open_data(data))["cpu_s"] > 0.4
 
 
 @pytest.mark.slow
