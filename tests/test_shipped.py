@@ -17,7 +17,7 @@ from vidlearn.runlog import read_metrics
 from vidlearn.step import build, metrics_of, train_step
 from vidlearn.train import load
 
-ASSETS = Path(__file__).resolve().parents[1] / "book" / "assets" / "laptop-muon"
+ASSETS = Path(__file__).resolve().parents[1] / "book" / "assets" / "laptop"
 ABOUT = json.loads((ASSETS / "about.json").read_text())
 
 

@@ -1,6 +1,6 @@
 """Make a small run again and ship it with the book: weights, log, probe results, hashes.
 
-    .venv/bin/python tools/ship_run.py laptop-muon      # writes book/assets/laptop-muon
+    .venv/bin/python tools/ship_run.py laptop      # writes book/assets/laptop
 
 Trains the recipe on the built-in videos in two processes (a run in runs/NAME goes on), probes it,
 and copies what the chapters read. `about.json` names the seed, the versions and the SHA-256 of each
