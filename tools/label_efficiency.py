@@ -4,9 +4,9 @@
 
 For so many labelled clips a class, drawn by each seed from the built-in clips: a linear probe with
 time kept on the trained encoder and on a random one, both frozen; and the encoder of that shape
-with a linear layer on the same features, trained from scratch on these clips, with the crops of
-the pre-training, for about as many CPU seconds as the pre-training took. All are asked about new
-clips (val) and about new objects, colours and speeds (test). The rate and the decay of the
+with a linear layer on the same features, trained from scratch on these clips, with the crops and
+the optimisers of the pre-training, for some CPU seconds (--seconds). All are asked about new clips
+(val), new objects, colours and speeds (test), and other backgrounds (far). Rates and decay of the
 supervised training are one setting that was not tuned, and its last step is what counts. Memory,
 batches and features are those of ablate.py.
 """
@@ -38,7 +38,7 @@ from vidlearn.transform import normalize
 
 OUT = Path("book/_static/records/label_efficiency.json")
 SHIPPED = Path("book/assets/laptop/encoder.safetensors")
-RATE, DECAY = 1e-3, 0.05  # of the supervised training, with AdamW
+RATE, DECAY = 1e-3, 0.05  # of the supervised training: AdamW; matrices as the recipe trains them
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,29 @@ class Supervised:
         self.encoder = fresh(config, config.seed)
         self.head = nn.Linear(self.encoder.cfg.grid[0] * config.width, classes)
         both = [*self.encoder.parameters(), *self.head.parameters()]
-        self.optimizer = torch.optim.AdamW(both, weight_decay=DECAY, fused=True)
+        flat, rest = ([p for p in both if (p.ndim == 2) == matrix] for matrix in (True, False))
+        if not config.muon_lr:
+            flat, rest = [], both
+        adamw = torch.optim.AdamW(rest, lr=RATE, weight_decay=DECAY, fused=True)
+        self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [(RATE, adamw)]
+        if flat:  # a baseline gets every trick of the method
+            muon = torch.optim.Muon(flat, lr=config.muon_lr, weight_decay=DECAY)
+            self.optimizers.append((config.muon_lr, muon))
 
     def step(self, clips_NTHWC: Tensor, labels_N: Tensor, number: int) -> float:
         """One step on a batch of these clips; returns the loss."""
         batch = batch_of(self.config, clips_NTHWC, number)
-        rate = warmup_anneal(
-            number, self.steps, warmup=self.steps // 10, start=0, peak=RATE, final=0
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = warmup_anneal(number, self.steps, warmup=self.steps // 10, start=0, peak=1, final=0)
+        for rate, optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = rate * share
         tokens = self.encoder(normalize(batch.clips, self.config.input_norm))
         x = tokens.unflatten(1, (self.encoder.cfg.grid[0], -1)).mean(2)
         loss = F.cross_entropy(self.head(x.flatten(1)), labels_N[batch.indices])
-        self.optimizer.zero_grad()
+        for _, optimizer in self.optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        for _, optimizer in self.optimizers:
+            optimizer.step()
         return loss.item()
 
     @torch.inference_mode()
