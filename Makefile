@@ -26,9 +26,9 @@ test: setup ## all tests: package, notebooks (strict), planted errors, prose, pa
 gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/_static/records/gpu.json
 	@$(python) tools/gpu_record.py
 
-ablations: setup ## change one part of a laptop recipe at a time, three seeds each (an hour)
-	@OMP_NUM_THREADS=1 $(python) tools/ablate.py
-	@OMP_NUM_THREADS=1 $(python) tools/ablate.py --recipe laptop-muon
+ablations: setup ## change one part of a laptop recipe at a time, three seeds each (two hours)
+	@for table in laptop ablations laptop-adamw; do \
+	  OMP_NUM_THREADS=1 $(python) tools/ablate.py --table $$table || exit; done
 
 lab: setup ## open the notebooks in JupyterLab
 	@.venv/bin/jupyter lab book

@@ -1,7 +1,7 @@
 """The table and the figure of `tools/ablate.py`, drawn from its record when the book is built.
 
     ```{ablations}```              of _static/records/ablations.json
-    ```{ablations} laptop-muon```  of _static/records/laptop-muon.json
+    ```{ablations} laptop```       of _static/records/laptop.json
 
 So the page says what the record says. Numbers are means over seeds, with the lowest and highest.
 """
