@@ -80,20 +80,20 @@ def test_a_run_repeats_and_tells_its_curve(clips):
     }
 
 
-def test_explained_is_0_for_who_knows_each_place_and_1_for_the_truth(clips):
+def test_explained_is_0_for_who_tells_no_clip_apart_and_1_for_the_truth(clips):
     g = torch.Generator().manual_seed(0)
-    usual = torch.randn(6, 400, generator=g)
-    goal = usual + torch.randn(4, 6, 400, generator=g)
-    target = torch.tensor([[0, 3], [1, 2], [5, 4], [0, 1]])
-    truth = ablate.gather_tokens(goal, target)
-    for guess, share in ((truth, 1), (usual[target], 0)):
-        ours, place = ablate.misses(goal, target, guess)
-        assert 1 - ours / place == pytest.approx(share, abs=0.06)
+    usual = torch.randn(6, 9, generator=g)
+    goal = usual + torch.randn(40, 6, 9, generator=g)
+    target = torch.stack([torch.randperm(6, generator=g)[:4] for _ in goal])
+    truth, shift = ablate.gather_tokens(goal, target), torch.randn(6, 9, generator=g)[target]
+    for guess, share in ((truth, 1), (truth + shift, 1), (usual[target], 0), (shift, 0)):
+        ours, none = ablate.misses(goal, target, guess)
+        assert 1 - ours / none == pytest.approx(share, abs=0.06)
     state = step.build(recipe("laptop"), dist.init_distributed())
     assert ablate.explained(state, clips["val"][0]) < 0.05  # nothing has been learned
     model = state.model
     model.predictor.forward = lambda _z, _c, target, *_a, **_k: truth_of(model, clips)(target)
-    assert ablate.explained(state, clips["val"][0]) == pytest.approx(1)
+    assert ablate.explained(state, clips["val"][0]) > 0.8  # 24 clips: few at each place
 
 
 def truth_of(model, clips):

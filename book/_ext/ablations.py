@@ -20,10 +20,12 @@ from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
 RECORDS = Path("_static/records")
-HEAD = ("changed", "loss", "explained, %", "effective rank")
 PROBED = {"val": "new clips, %", "test": "new objects, %", "far": "new backgrounds, %"}
-COLUMNS = (("loss", 1, ".2f"), ("explained", 100, ".0f"), ("effective_rank", 1, ".0f"))
-PANELS = {"loss": 1, "explained": 100, "effective_rank": 1, "val": 1}
+COLUMNS = {  # key -> head, scale, form; a record may lack one
+    "loss": ("loss", 1, ".2f"), "explained": ("explained, %", 100, ".0f"),
+    "effective_rank": ("effective rank", 1, ".0f"),
+}  # fmt: skip
+LABELS = {key: head for key, (head, *_) in COLUMNS.items()} | PROBED
 STYLES, COLOURS = ("-", "--", "-.", ":"), (show.BLUE, show.ORANGE, show.GREEN, show.RED)
 
 
@@ -47,12 +49,20 @@ def probed(record: dict[str, Any]) -> list[str]:
     return [split for split in PROBED if split in record["runs"][0]["curve"][0]]
 
 
+def measured(record: dict[str, Any]) -> list[str]:
+    """The columns that the record has, beside what was probed."""
+    return [key for key in COLUMNS if key in record["runs"][0]["curve"][-1]]
+
+
 def rows(record: dict[str, Any]) -> list[list[str]]:
     """A line for each variant; before an arrow stands what its encoder had at step 0."""
     lines = []
     for name, found in by_name(record).items():
         ends = [curve[-1] for curve in found]
-        cells = [cell([scale * end[k] for end in ends], form) for k, scale, form in COLUMNS]
+        cells = []
+        for k in measured(record):
+            _, scale, form = COLUMNS[k]
+            cells.append(cell([scale * end[k] for end in ends], form))
         for k in probed(record):
             start = sum(curve[0][k] for curve in found) / len(found)
             cells.append(f"{start:.0f} \u2192 {cell([end[k] for end in ends], '.0f')}")
@@ -63,21 +73,25 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
 def figure(record: dict[str, Any], names: list[str]) -> show.Picture:
     """Loss, explained share, rank and probe along the steps, of some variants, seed by seed."""
     drawn, axes = show.axes(2, 2, height_in=4.4)
-    labels = ("loss", "explained, %", "effective rank", "new clips, % right")
-    for axis, (key, scale), label in zip(axes.flat, PANELS.items(), labels):
+    panels = [*measured(record), *probed(record)][:4]
+    for axis, key in zip(axes.flat, panels):
+        scale = 100 if key == "explained" else 1
         for number, name in enumerate(names):
             for seed, curve in enumerate(by_name(record)[name]):
                 points = [(p["step"], scale * p[key]) for p in curve if key in p]
                 look = {"color": COLOURS[number % 4], "marker": "o", "markersize": 3}
                 label_of = {} if seed else {"label": name}
                 axis.plot(*zip(*points), STYLES[number % 4], linewidth=1, **look, **label_of)
-        axis.set(xlabel="step", ylabel=label)
-    highest = max(p["explained"] for run in record["runs"] for p in run["curve"][1:])
-    axes[0, 1].set(ylim=(-45, max(10, 100 * highest + 5)))
+        axis.set(xlabel="step", ylabel=LABELS[key])
+        if key == "explained":
+            highest = max(p[key] for run in record["runs"] for p in run["curve"][1:])
+            axis.set(ylim=(-45, max(10, 100 * highest + 5)))
     axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
-    told = "; ".join(f"{line[0]}: loss {line[1]}, new clips {line[4]} %"
+    new = 1 + len(measured(record))  # the column of new clips
+    told = "; ".join(f"{line[0]}: loss {line[1]}, new clips {line[new]} %"
                      for line in rows(record) if line[0] in names)  # fmt: skip
-    return show.picture(drawn, f"loss, explained share, rank and probe by step. At the end {told}")
+    by = ", ".join(LABELS[key] for key in panels)
+    return show.picture(drawn, f"by step: {by}. At the end {told}")
 
 
 class Ablations(SphinxDirective):
@@ -96,10 +110,11 @@ class Ablations(SphinxDirective):
         about = (
             f"{record['seeds']} seeds of {record['steps']} steps each; mean, lowest and highest. "
             f"{record['machine']['cpu']}, torch {record['machine']['torch']}, one thread a run. "
-            "What explains less than \u221245 % is left out of its panel."
+            + "What explains less than \u221245 % is left out of its panel."
+            * ("explained" in measured(record))
         )
         drawn = nodes.raw("", html, format="html")
-        head = (*HEAD, *(PROBED[split] for split in probed(record)))
+        head = ("changed", *(LABELS[k] for k in (*measured(record), *probed(record))))
         return [table(head, rows(record)), nodes.paragraph("", about), drawn]
 
 
