@@ -132,7 +132,7 @@ class Table(NamedTuple):
 
 TABLES = {  # by the name of the record's file
     "laptop": Table("laptop", RIVALS),
-    "ablations": Table("laptop", VARIANTS, 400),
+    "ablations": Table("laptop", VARIANTS, 300),
     "laptop-adamw": Table("laptop-adamw", {name: VARIANTS[name] for name in (*VARIANTS,)[:2]}),
 }
 
