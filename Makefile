@@ -9,10 +9,10 @@ nbval := -p tests.nbval_plugin --nbval --nbval-sanitize-with tests/nbval_sanitiz
 pytest := $(python) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test gpu ablations lab serve notebooks lint clean
+.PHONY: help setup book test test-slurm gpu ablations lab serve notebooks lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv with the pinned packages; every other target does this first
 	@tools/setup.sh
@@ -22,6 +22,9 @@ book: setup ## train a small V-JEPA in two processes, probe it, build the book a
 
 test: setup ## all tests: package, notebooks (strict), planted errors, prose, pages in a browser
 	@OMP_NUM_THREADS=1 $(pytest) $(nbval) tests book/*.ipynb
+
+test-slurm: setup ## the scripts of slurm/ under a real SLURM of made-up nodes (Debian, as root)
+	@tools/test_slurm.sh
 
 gpu: setup ## GPU tests and benchmarks on this machine, recorded in book/_static/records/gpu.json
 	@$(python) tools/gpu_record.py

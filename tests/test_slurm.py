@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from cluster import change
 
 from vidlearn.datasets.synth import make
 from vidlearn.runlog import read_metrics
@@ -100,15 +101,8 @@ class Cluster:
         (venv / "activate").write_text("")
         self.change(PARTITION="debug", ACCOUNT="course", VENV="venv", DATA=data, GPUS_PER_NODE=2)
 
-    def change(self, *, marked=True, **values):
-        """Edit common.sh; the lines that a reader must edit are those with a mark."""
-        file = self.folder / "slurm" / "common.sh"
-        lines = file.read_text().splitlines()
-        for name, value in values.items():
-            (at,) = [i for i, line in enumerate(lines) if line.startswith(f"{name}=")]
-            assert ("# CHANGE" in lines[at]) == marked
-            lines[at] = f"{name}={value}  " + "# CHANGE" * marked
-        file.write_text("\n".join(lines) + "\n")
+    def change(self, **values):
+        change(self.folder, **values)
 
     def start(self, *words, **env):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}

@@ -1,0 +1,131 @@
+"""The scripts of slurm/ under a real SLURM of two made-up nodes: `make test-slurm`.
+
+test_slurm.py holds the same scripts to stand-ins, on every machine. This file sees what stand-ins
+cannot: SLURM's own parser, its names of nodes, its signals, its requeue.
+"""
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cluster import RUNNING, change, real_slurm, site, why_not
+from test_slurm import TINY
+
+from vidlearn import checkpoint
+from vidlearn.datasets.synth import make
+
+WHY = why_not() if os.environ.get("VIDLEARN_SLURM") == "1" else "run by `make test-slurm`"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with real_slurm(nodes=2, gpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("set"), train=24, val=0, test=12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, data):
+    return site(tmp_path_factory.mktemp("site"), data=data, gpus=2)
+
+
+def log(folder, name, job):
+    file = folder / "logs" / f"{name}-{job}.out"
+    return file.read_text() if file.exists() else f"no {file}"
+
+
+def run(slurm, folder, name, *words):
+    """Hand in a job and wait for its good end: its number, what SLURM says, what its log says."""
+    job = slurm.submit(folder, name, *words)
+    end, text = slurm.wait(job), log(folder, name, job)
+    assert (end["JobState"], end["ExitCode"]) == ("COMPLETED", "0:0"), text
+    return job, end, text
+
+
+def started(slurm, folder, steps):
+    """A run on two nodes that has made its first step: its job and its folder."""
+    job = slurm.submit(folder, "many_nodes", "--nodes=2", "laptop", *TINY, "--steps", steps)
+    out = folder / "runs" / f"many_nodes-{job}"
+    while not (out / "metrics.jsonl").exists():
+        assert slurm.job(job)["JobState"] in RUNNING, log(folder, "many_nodes", job)
+        time.sleep(0.1)
+    return job, out
+
+
+def weights(out):
+    return checkpoint.load(checkpoint.latest(out / "checkpoints"))["model"]
+
+
+@pytest.fixture(scope="module")
+def whole(slurm, folder):
+    """A run of two processes on one node, which nobody stops: its folder and its log."""
+    job, _, text = run(slurm, folder, "one_node", "laptop", *TINY, "--steps", STEPS)
+    return folder / "runs" / f"one_node-{job}", text
+
+
+def test_the_cluster_is_gone_without_a_trace():
+    def networks():
+        return subprocess.check_output(["lsns", "-nt", "net", "-o", "NS"], text=True).split()
+
+    with real_slurm(nodes=3, gpus=1) as small:
+        ask = "echo $(uname -n) has GPU $CUDA_VISIBLE_DEVICES"
+        told = small.run("srun", "-N3", "--gpus-per-node=1", "sh", "-c", ask)
+        own = re.search(r"\d+", small.run("readlink", "/proc/self/ns/net"))[0]
+        assert own in networks()
+        assert "cluster /run" in small.run("cat", "/proc/mounts")
+        assert "cluster /run" not in Path("/proc/mounts").read_text()
+    assert sorted(told.splitlines()) == [f"n{i} has GPU 0" for i in (1, 2, 3)]
+    assert own not in networks()
+
+
+def test_all_ranks_of_two_nodes_meet(slurm, folder):
+    _, end, text = run(slurm, folder, "check", "--nodes=2")
+    met = re.findall(r"rank (\d of \d) on cpu: all ranks met", text)
+    assert sorted(met) == ["0 of 4", "1 of 4", "2 of 4", "3 of 4"]
+    assert end["NodeList"] == "n[1-2]" and "torch" in text
+
+
+def test_one_node(whole):
+    assert "2 process(es)" in whole[1] and "ended with status 0" in whole[1]
+
+
+def test_one_gpu_and_its_probe(slurm, folder):
+    job, _, text = run(slurm, folder, "one_gpu", "laptop", *TINY, "--steps", 2)
+    assert "1 process(es)" in text and "ended with status 0" in text
+    _, _, text = run(slurm, folder, "probe", f"runs/one_gpu-{job}")
+    assert "random" in text and "pixels" in text
+
+
+@pytest.mark.parametrize("launch", ["srun", "torchrun"])
+def test_a_stopped_run_comes_back_as_if_nothing_had_been(slurm, whole, tmp_path, data, launch):
+    """SLURM's warning, a requeue, two nodes: the weights of the whole run on one, to the bit."""
+    change(site(tmp_path, data=data, gpus=1), marked=False, LAUNCH=launch)
+    job, out = started(slurm, tmp_path, STEPS)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    end, text = slurm.wait(job), log(tmp_path, "many_nodes", job)
+    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("COMPLETED", "0:0", "1"), text
+    assert "2 process(es)" in text and "laptop on n[1-2]" in text
+    stops, resumes = (re.findall(rf"{word} at step (\d+)", text) for word in ("stopped", "on"))
+    assert stops == resumes and len(stops) == 1 and 0 < int(stops[0]) < STEPS, text
+    expected, found = weights(whole[0]), weights(out)
+    assert expected.keys() == found.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def test_a_cancelled_run_saves_and_does_not_come_back(slurm, tmp_path, data):
+    job, out = started(slurm, site(tmp_path, data=data, gpus=1), 5000)
+    slurm.run("scancel", job)
+    end, text = slurm.wait(job), log(tmp_path, "many_nodes", job)
+    assert (end["JobState"], end["Restarts"]) == ("CANCELLED", "0")
+    assert "cancelled, so not back into the queue" in text
+    assert checkpoint.latest(out / "checkpoints")
