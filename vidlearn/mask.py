@@ -41,7 +41,7 @@ TUBE = MaskSpec(blocks=0, spatial=0.9, context=0.06, target=0.85)  # Tong et al.
 # What a recipe names: the published pair, or masks that hide the future.
 MASKS: dict[str, tuple[MaskSpec, ...]] = {
     "vjepa": (SHORT, LONG), "future": (HALF, QUARTER), "short": (SHORT,), "long": (LONG,),
-    "tube": (TUBE,), "half": (HALF,), "quarter": (QUARTER,),
+    "tube": (TUBE,),
 }  # fmt: skip
 
 
