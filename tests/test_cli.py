@@ -152,7 +152,7 @@ def bad(videos, tmp_path):
         ("train laptop --rates foo", "--rates 'foo': give exact or vjepa1"),
         ("train laptop --steps 0", "--steps 0: give 1 or more"),
         ("train laptop --lr -1", "--lr -1.0: give 0 or more"),
-        ("train laptop --data {videos} --backend foo", "there is no backend 'foo'"),
+        ("train laptop --data {videos} --backend foo --out {tmp}/run", "there is no backend 'foo'"),
         ("plan vitl16 --gpus 7", "--gpus 7: a batch of 3072 needs one of its divisors"),
     ],
 )

@@ -188,6 +188,8 @@ def names_used(program: ast.Module) -> set[str]:
             used.add(node.attr)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            used |= {*re.findall(r"^[\w.]+:(\w+)$", node.value)}  # "module:name", for resolve_name
     return used
 
 
