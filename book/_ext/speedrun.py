@@ -10,17 +10,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from ablations import cell
 from vidbook import table
 
 RECORD = Path("_static/records/speedrun.json")
 BAR, SPLIT = 70, "test"  # per cent right on new objects, the mean of the seeds
 HEAD = ("date, commit", "by", "`vidlearn speedrun`", "CPU s", "new objects, %", "processor", "")
-
-
-def mean_and_range(values: list[float], form: str) -> str:
-    """Mean, lowest and highest: "74.1 (73.0 to 75.2)"."""
-    mean = sum(values) / len(values)
-    return f"{mean:{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
@@ -33,7 +28,7 @@ def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
             verdict = "record" if cpu_s < best else "reached"
             best = min(best, cpu_s)
         told = [f"{line['date']}, {line['commit']}", line["by"], line["command"]]
-        numbers = [mean_and_range(spent, ".0f"), mean_and_range(right, ".1f")]
+        numbers = [cell(spent, ".0f"), cell(right, ".1f")]
         made.append([*told, *numbers, line["machine"], verdict])
     return made
 
