@@ -86,7 +86,8 @@ def figure(record: dict[str, Any], names: list[str]) -> show.Picture:
         if key == "explained":
             highest = max(p[key] for run in record["runs"] for p in run["curve"][1:])
             axis.set(ylim=(-45, max(10, 100 * highest + 5)))
-    axes[0, 1].legend(frameon=False, fontsize=7, loc="best")
+    lines = axes[0, 0].get_legend_handles_labels()  # below all panels, where no curve is
+    drawn.legend(*lines, frameon=False, fontsize=7, loc="outside lower center", ncols=2)
     new = 1 + len(measured(record))  # the column of new clips
     told = "; ".join(f"{line[0]}: loss {line[1]}, new clips {line[new]} %"
                      for line in rows(record) if line[0] in names)  # fmt: skip
