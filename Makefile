@@ -17,7 +17,7 @@ help: ## this list
 setup: ## make .venv with the pinned packages; every other target does this first
 	@tools/setup.sh
 
-book: setup ## train a small V-JEPA in two processes, probe it, build the book around it
+book: setup ## train a small V-JEPA, probe it, build the book around it
 	@$(python) tools/make_book.py
 
 test: setup ## all tests: package, notebooks (strict), planted errors, prose, pages in a browser

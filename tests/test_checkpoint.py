@@ -56,6 +56,12 @@ def test_the_newest_stay(tmp_path):
     assert checkpoint.latest(tmp_path).name == "step-100000000.pt"
 
 
+def test_each_nth_stays_for_good(tmp_path):
+    for step in range(10, 90, 10):
+        checkpoint.save(tmp_path, step, {"a": step}, keep=2, each=30)
+    assert steps(tmp_path) == [30, 60, 70, 80]
+
+
 def test_a_save_never_drops_itself(tmp_path):
     """Going back to an older step in the same folder must not lose what was just written."""
     for step in (100, 200, 50):

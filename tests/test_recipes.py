@@ -85,7 +85,7 @@ def test_a_recipe_of_your_own(tmp_path):
         with pytest.raises(ConfigError, match=r"[02] recipes in it: give one table"):
             recipe(str(file))
     file.write_text("[laptop]\nsteps = 3\n")
-    assert recipe(str(file)).steps == 3 and recipe("laptop").steps == 3000
+    assert recipe(str(file)).steps == 3 and recipe("laptop").steps == 2500
 
 
 def test_released_recipe_differs_from_the_published_one_in_what_the_code_did():

@@ -1,7 +1,7 @@
-"""What `make book` does: make videos, train on them in two processes, probe, build the pages.
+"""What `make book` does: make videos, train on them, probe, build the pages.
 
     data    data/synth            3,440 small videos of twelve motions
-    train   runs/book             the recipe `laptop` through torchrun, two processes
+    train   runs/book             the recipe `laptop`; two processes would take longer
     probe   runs/book/probe.json  what the frozen encoder knows, beside a random one and pixels
     pages   _build/html           the book, which shows the result of this run
 
@@ -77,9 +77,7 @@ def trained() -> bool:
 
 def train() -> None:
     """Start or go on with the run."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = ["-m", "vidlearn", "train", RECIPE, "--data", DATA, "--out", RUN]
-    call(*torchrun, "--nproc-per-node", "2", *words)
+    vidlearn("train", RECIPE, "--data", DATA, "--out", RUN)
     if not trained():  # a stop that was asked for ends a run well, but early
         sys.exit("make book: the training was stopped and saved; make book goes on from there")
 
@@ -138,7 +136,7 @@ def summary(seconds: dict[str, float]) -> dict[str, Any]:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     when = datetime.fromtimestamp(PROBE.stat().st_mtime)
     text = (
-        f"Recipe {RECIPE}, {RECIPES[RECIPE].steps} steps in two processes on {machine}, "
+        f"Recipe {RECIPE}, {RECIPES[RECIPE].steps} steps on {machine}, "
         f"{when:%Y-%m-%d}: {seconds['train']:.0f} s of training, {seconds['probe']:.0f} s of "
         f"probing. {learned()}"
     )

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from vidlearn.errors import ConfigError, VidlearnError
 
 
-def save(folder: str | Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
-    """Write `folder`/step-00000120.pt from one rank, and `keep` the newest.
+def save(folder: str | Path, step: int, state: dict, *, keep: int = 2, each: int = 0) -> Path:
+    """Write `folder`/step-00000120.pt from one rank; keep the newest, and all of `each` n steps.
 
     The state is of tensors, numbers and text: `load` refuses other objects. VidlearnError: the
     disk is full or the folder read-only; older checkpoints are untouched.
     """
     path = Path(folder) / f"step-{step:08d}.pt"
     write(path, lambda f: torch.save({"vidlearn": state}, f))
-    for old in [p for p in _saved(path.parent) if p != path][::-1][keep - 1 :]:
+    others = [p for p in _saved(path.parent) if p != path]
+    for old in (p for p in others[::-1][keep - 1 :] if not each or int(p.stem[5:]) % each):
         old.unlink()
     return path
 

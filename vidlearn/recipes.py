@@ -91,13 +91,14 @@ class Config:
     seed: int = 0  # Seed of everything
     threads: int = 1  # CPU threads of each process
     log_every: int = 10  # Steps between two lines of the log
-    save_every: int = 1000  # Steps between two checkpoints
+    save_every: int = 1000  # Steps between two checkpoints, of which the newest two are kept
+    keep_every: int = 0  # Steps between two that are kept for good; 0: none
 
     # What may differ between a run and its continuation.
-    _FREE = "about backend workers log_every save_every threads compile recompute shard"
+    _FREE = "about backend workers log_every save_every keep_every threads compile recompute shard"
 
     def __post_init__(self) -> None:
-        may_be_0 = ("workers", "warmup", "seed", "anneal", "clip_start")
+        may_be_0 = ("workers", "warmup", "seed", "anneal", "clip_start", "keep_every")
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             kind, option = str(field.type), f"--{name.replace('_', '-')} {value!r}"

@@ -30,11 +30,11 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whatever ran
 
 def save(state: State, out: Path) -> tuple[Path | None, dict[str, Any]]:
     """Write a checkpoint from rank 0; the others wait for it. Its path and weights, on rank 0."""
-    path, about = None, {"config": state.config.to_json(), "step": state.step}
-    model, optimizer = get_state_dict(state.model, state.optimizers, options=WHOLE)
+    c, path = state.config, None
+    model, optim = get_state_dict(state.model, state.optimizers, options=WHOLE)
     if state.dist.is_main:
-        parts = {"model": model, "optimizer": optimizer}
-        path = checkpoint.save(out / "checkpoints", state.step, {**about, **parts})
+        saved = {"config": c.to_json(), "step": state.step, "model": model, "optimizer": optim}
+        path = checkpoint.save(out / "checkpoints", state.step, saved, each=c.keep_every)
     state.dist.barrier()
     return path, model
 
@@ -78,8 +78,7 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
         text = f"{data.source}: {len(data)} training videos, but --batch is {c.batch}"
         raise ConfigError(f"{text}. Use a smaller batch or more videos")
     dataset = ClipDataset(data, c.clip_spec(), c.transform(True), c.seed, c.backend)
-    place = dist.rank, dist.world, c.seed, start_step
-    sampler = ShardedSampler(len(dataset), c.batch, *place)
+    sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, c.seed, start_step)
     batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
     return iter(to_device(batches, dist.device))
 
@@ -95,14 +94,13 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     state = build(config, dist)
-    resumed = resume(state, out)
+    begins = "goes on" if resume(state, out) else "starts"
     log = RunLog(out, state.step, config, active=dist.is_main)
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), config.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
     batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
     where = f"{dist.world} process(es) on {dist.device}; {len(data)} videos to train on"
-    begins = "goes on at" if resumed else "starts at"
-    log.say(f"{begins} step {state.step} of {config.steps} in {where}, of {data.source}")
+    log.say(f"{begins} at step {state.step} of {config.steps} in {where}, of {data.source}")
     began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
     with _stop_requests() as asked, log.bar:
         while state.step < config.steps and not state.votes[1]:
