@@ -2,16 +2,22 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-import ablate
-import label_efficiency as few
-from vidlearn import checkpoint
-from vidlearn.datasets import synth
-from vidlearn.model import Encoder
-from vidlearn.recipes import recipe
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+import ablations as page  # noqa: E402
+
+import ablate  # noqa: E402
+import label_efficiency as few  # noqa: E402
+from vidlearn import checkpoint  # noqa: E402
+from vidlearn.datasets import synth  # noqa: E402
+from vidlearn.model import Encoder  # noqa: E402
+from vidlearn.recipes import recipe  # noqa: E402
 
 CONFIG = few.replace(recipe("laptop"), width=48, depth=1, batch=6)
 
@@ -90,3 +96,15 @@ def test_the_command_writes_its_record(clips, encoder, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         few.main()
     assert "--labels 4: a class of" in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_record_says():
+    found = ((50, "b", 3.0), (9, "a", 60.0), (9, "b", 1.0), (9, "a", 70.0))
+    runs = [{"labels": n, "way": w, "val": v, "test": 50.0, "far": 40.0} for n, w, v in found]
+    rows = page.label_rows({"runs": runs})
+    assert [row[:3] for row in rows] == [
+        ["9", "a", "65 (60 to 70)"], ["9", "b", "1 (1 to 1)"], ["50", "b", "3 (3 to 3)"],
+    ]  # fmt: skip
+    record = json.loads((ROOT / "book" / page.RECORDS / "label_efficiency.json").read_text("utf-8"))
+    kinds = {(run["labels"], run["way"]) for run in record["runs"]}
+    assert record["seeds"] == 3 and len(record["runs"]) == 3 * len(kinds) == 27

@@ -2,6 +2,7 @@
 
     ```{ablations}```              of _static/records/ablations.json
     ```{ablations} laptop```       of _static/records/laptop.json
+    ```{labels}```                 of _static/records/label_efficiency.json, by its own tool
 
 So the page says what the record says. Numbers are means over seeds, with the lowest and highest.
 """
@@ -12,12 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import show
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
 from vidbook import table
+
+import show
 
 RECORDS = Path("_static/records")
 PROBED = {"val": "new clips, %", "test": "new objects, %", "far": "new backgrounds, %"}
@@ -119,7 +120,36 @@ class Ablations(SphinxDirective):
         return [table(head, rows(record)), nodes.paragraph("", about), drawn]
 
 
+def label_rows(record: dict[str, Any]) -> list[list[str]]:
+    """A line for each number of labels and each way to use them."""
+    kinds = dict.fromkeys((run["labels"], run["way"]) for run in record["runs"])
+    lines = []
+    for labels, way in sorted(kinds, key=lambda kind: kind[0]):
+        mine = [run for run in record["runs"] if (run["labels"], run["way"]) == (labels, way)]
+        cells = [cell([run[split] for run in mine], ".0f") for split in PROBED]
+        lines.append([str(labels), way, *cells])
+    return lines
+
+
+class Labels(SphinxDirective):
+    """{labels}: what few labels are worth, to a frozen encoder and without one."""
+
+    def run(self) -> list[nodes.Node]:
+        """Table, and how it was made."""
+        path = Path(self.env.srcdir) / RECORDS / "label_efficiency.json"
+        self.env.note_dependency(str(path))
+        record = json.loads(path.read_text("utf-8"))
+        about = (
+            f"{record['seeds']} draws of labels; mean, lowest and highest. Supervised: "
+            f"{record['steps']} steps, about {record['seconds']:.0f} CPU-seconds. "
+            f"{record['machine']['cpu']}, torch {record['machine']['torch']}, one thread a run."
+        )
+        head = ("labels a class", "what is trained on them", *PROBED.values())
+        return [table(head, label_rows(record)), nodes.paragraph("", about)]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("ablations", Ablations)
+    app.add_directive("labels", Labels)
     return {"parallel_read_safe": True}

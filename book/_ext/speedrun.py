@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ablations import cell
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-from ablations import cell
 from vidbook import table
 
 RECORD = Path("_static/records/speedrun.json")
