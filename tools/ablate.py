@@ -111,7 +111,7 @@ VARIANTS: dict[str, Variant] = {
     "frames, no tubelets": Variant({"tubelet": 1}),
     "every frame, not every second": Variant({"stride_frames": 1}),
 }
-# Rivals with the same clips, network, optimiser, normalisation and, all in all, a fifth more CPU
+# Rivals with the same clips, network, optimiser, normalisation and, all in all, a third more CPU
 # seconds: a step on pixels is cheaper, for nobody teaches, so there are more of them.
 RIVALS: dict[str, Variant] = {
     "as it is": Variant(),
