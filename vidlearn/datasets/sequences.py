@@ -187,10 +187,14 @@ def _pictures(path: str, places: tuple[Any, ...]) -> Iterator[np.ndarray]:
 
 
 def _picture(path: str, name: str, data: bytes) -> np.ndarray:
+    """RGB uint8 [H, W, 3]. Left to itself, the decoder paints grey what is missing of a JPEG."""
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-4096:]:
+        raise VideoError(path, f"{name} is cut short", AGAIN)
     try:
         with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
             for stream in container.streams.video:
                 stream.codec_context.thread_count = 1
+                stream.codec_context.options = {"err_detect": "explode"}
                 for frame in container.decode(stream):
                     if frame.is_corrupt:
                         raise VideoError(path, f"{name} is damaged", AGAIN)
