@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from vidlearn.batch import ClipDataset
+from vidlearn.batch import ClipDataset, eval_loader
 from vidlearn.cli import main
 from vidlearn.datasets import SPECS, Manifest, Row, open_data, sequences
 from vidlearn.datasets.adapters import KINDS, Listing
@@ -773,6 +773,8 @@ def test_waymo(names, tmp_path, capsys) -> None:
     ]
     for c in range(5):
         assert frames_of(data, c) == [4 * c + t for t in (1, 2, 3, 4)]
+    workers = eval_loader(ClipDataset(data, SPEC, LOOK, backend="pyav"), 3, workers=2)
+    assert all(batch.valid.all() for batch in workers)  # pyarrow has run before the fork
     table = sequences.frame_table(data.rows[0].path)
     assert table.fps == pytest.approx(10) and table.pts_s[-1] == pytest.approx(0.5)
 

@@ -135,7 +135,8 @@ def _camera(path: str, file: str, camera: int) -> tuple[np.ndarray, tuple[tuple[
     names = {camera, str(camera), *CAMERAS[camera - 1 : camera]}
     with _parquet(path, file) as parquet:
         for group in range(parquet.num_row_groups):
-            columns = parquet.read_row_group(group, columns=[TIME, CAMERA]).to_pydict()
+            found = parquet.read_row_group(group, columns=[TIME, CAMERA], use_threads=False)
+            columns = found.to_pydict()
             both = enumerate(zip(columns[TIME], columns[CAMERA]))
             rows += [(time, group, row) for row, (time, of) in both if of in names]
     if not rows:
@@ -181,8 +182,9 @@ def _pictures(path: str, places: tuple[Any, ...]) -> Iterator[np.ndarray]:
     groups: dict[int, Any] = {}  # clips lie in one or two groups
     with _parquet(path, file_of(path)) as parquet:
         for group, row in places:
-            if group not in groups:
-                groups[group] = parquet.read_row_group(group, columns=[IMAGE]).column(0)
+            if group not in groups:  # no threads: loader workers are forked
+                found = parquet.read_row_group(group, columns=[IMAGE], use_threads=False)
+                groups[group] = found.column(0)
             yield _picture(path, f"picture {row} of group {group}", groups[group][row].as_py())
 
 

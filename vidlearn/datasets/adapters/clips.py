@@ -49,9 +49,8 @@ def kinetics(root: Path) -> Iterator[Row]:
             start, end = (int(number(row[n], f"{where}: {n}")) for n in ("time_start", "time_end"))
             name, label = f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4", row.get("label", "")
             places = [root / split / sub for sub in ("", label, label.replace(" ", "_"))]
-            video = first_of(*(folder / name for folder in (*mended, *places)))
-            # What is nowhere is missed where the archive puts it.
-            video = video if video.exists() else places[0] / name
+            found = (folder / name for folder in (*mended, *places) if (folder / name).exists())
+            video = next(found, places[0] / name)  # what is nowhere is missed where it belongs
             yield Row(str(video), label, split, source_id=row["youtube_id"])
 
 
