@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -473,6 +474,8 @@ def test_every_kind_of_the_table_and_of_the_lecture_is_tested() -> None:
     folds = {f"{kind}_{fold}" for kind in ("ucf101", "hmdb51") for fold in (2, 3)}
     assert tested | folds == KINDS.keys() and {spec.key for spec in SPECS} <= tested
     assert all(layout for _, layout in KINDS.values())
+    cards = Path(__file__).parents[1].joinpath("book/reference/datasets.md").read_text("utf-8")
+    assert [kind for kind in KINDS if not re.search(rf"[` ]{kind}[` ]", cards)] == []
 
 
 @pytest.mark.parametrize("case", LISTED, ids=lambda case: case.kind)
