@@ -33,7 +33,8 @@ NO_TORCH = ("errors", "storage", "sample", "recipes", "runlog", "cli")
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 # What exists only because others store data and weights in their own ways is counted apart.
-ADAPTERS = [path for path in FILES if path.parent.name == "datasets"] + [PACKAGE / "pretrained.py"]
+ADAPTERS = [path for path in FILES if PACKAGE / "datasets" in path.parents]
+ADAPTERS += [PACKAGE / "pretrained.py"]
 COUNTED = [path for path in FILES if path not in ADAPTERS]
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vidlearn.datasets import Manifest
-from vidlearn.decode import check_backend, frames_at
+from vidlearn.datasets.sequences import frame_table, frames_at
+from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
-from vidlearn.storage import frame_table
 from vidlearn.transform import ClipTransform
 
 Device = torch.device | str

@@ -140,7 +140,8 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "import": ("pretrained:import_weights", "SOURCE", "write a published encoder, for probe"),
     "export": (export, "SOURCE", "write a model for transformers, as Hugging Face stores it"),
     "data synth": ("datasets.commands:synth", "FOLDER", "make the built-in videos"),
-    "data manifest": ("datasets.commands:manifest", "ROOT", "list the videos of a folder"),
+    "data manifest": ("datasets.commands:manifest", "KIND ROOT", "list a data set's videos"),
+    "data stats": ("datasets.commands:stats", "DATA", "count rows, hours, what is missing"),
     "data check": ("datasets.commands:check", "DATA", "try every video, list what is bad"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
@@ -150,7 +151,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
 }
 USAGE = "\n".join(
     ["usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options"]
-    + [f"  {f'{name} {given}':22}{told}" for name, (_, given, told) in COMMANDS.items()]
+    + [f"  {f'{name} {given}':24}{told}" for name, (_, given, told) in COMMANDS.items()]
     + wrap(f"recipes: {', '.join(RECIPES)}", 98, subsequent_indent="  ")
 )
 
@@ -174,8 +175,7 @@ def _run(words: list[str], talks: bool) -> int | None:
     about = f"{told}\n\n{chosen}: {default.config.about}"
     run = tyro.cli(kind, default=default, description=about, **how)
     if numbers := command(run):
-        text = dumps(numbers, indent=1)
-        print(text)
+        print(text := dumps(numbers, indent=1))
         if run.out:
             run.out.write_text(text + "\n")
     return 0

@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 
-from vidlearn.decode import frames_at
+from vidlearn.datasets.sequences import frame_table, frames_at
 from vidlearn.errors import VideoError
-from vidlearn.storage import frame_table
 
 
 def unreadable(paths: list[str]) -> Iterator[tuple[str, str]]:

@@ -1,17 +1,21 @@
-"""What `vidlearn data` does: make videos, write manifests, check files.
+"""What `vidlearn data` does: make videos, write manifests, count them, check files.
 
 Input: folders and manifests. Output: files and lines of text; 1 where something is unreadable.
 Traded: the decoders are imported for a check only, since they take seconds. Chapter 5.
 """
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from vidlearn.datasets import synth as built_in
-from vidlearn.datasets.folder import folder_manifest, open_data
-from vidlearn.datasets.manifest import write_manifest
+from vidlearn.datasets.adapters import KINDS, Listing, some
+from vidlearn.datasets.folder import open_data
+from vidlearn.datasets.manifest import file_of, write_manifest
 from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.errors import ConfigError
 
 
 def synth(
@@ -22,11 +26,48 @@ def synth(
     print(built_in.make_shown(folder, train=train, val=val, test=test, far=far, seed=seed))
 
 
-def manifest(root: Positional[Path], out: Path | None = None) -> None:
-    """Write ROOT/manifest.csv of <split>/<class>/x.mp4, <class>/x.mp4 or x.mp4."""
-    found = folder_manifest(root)
-    path = write_manifest(out or root / "manifest.csv", found.rows)
-    print(f"{path}: {len(found)} videos, {len(found.classes)} classes")
+def manifest(
+    kind: Positional[str], root: Positional[Path | None] = None, out: Path | None = None
+) -> None:
+    """Write ROOT/manifest.csv of a data set as it was downloaded; say what is missing.
+
+    Args:
+        kind: KINDS. It may be left out for folders named by split and class.
+        root: folder of the data set; for list, the file.
+        out: file to write in place of ROOT/manifest.csv.
+    """
+    if root is None and kind in KINDS and not Path(kind).exists():
+        raise ConfigError(f"{kind}: no folder is given. Write: vidlearn data manifest {kind} ROOT")
+    kind, root = ("folder", Path(kind)) if root is None else (kind, root)
+    listing = Listing(kind, root)
+    path = out or (root.parent if root.is_file() else root) / "manifest.csv"
+    if path.exists() and path.resolve() == root.resolve():
+        raise ConfigError(f"{path}: would be written over. Choose another file with --out")
+    path = write_manifest(path, listing)
+    rows = f", {listing.rows} segments" * (listing.rows != len(listing.videos))
+    print(f"{path}: {len(listing.videos)} videos{rows}, {len(listing.classes)} classes")
+    print(*listing.notes(), sep="\n", end="\n" * bool(listing.notes()))
+
+
+# The parser takes its help from here.
+manifest.__doc__ = (manifest.__doc__ or "").replace("KINDS", f"one of {', '.join(KINDS)}")
+
+
+def stats(data: Positional[Path]) -> None:
+    """Count the rows, videos, classes, splits and hours of a data set, and what is missing."""
+    found = open_data(data)
+    paths = list(dict.fromkeys(row.path for row in found.rows))
+    gone = [path for path in paths if not os.path.exists(file_of(path))]
+    lengths_s = [row.end_s - row.start_s for row in found.rows if row.end_s is not None]
+    splits = Counter(row.split or "none" for row in found.rows)
+    sources = len({row.source_id or row.path for row in found.rows})
+    unlabelled = sum(not row.label for row in found.rows)
+    print(f"{found.source}: {len(found)} rows of {len(paths)} videos from {sources} sources")
+    print(f"classes: {len(found.classes)}; rows without label: {unlabelled}")
+    print("splits:", ", ".join(f"{name} {n}" for name, n in splits.items()))
+    print(f"hours: {sum(lengths_s) / 3600:.3f} in {len(lengths_s)} segments; "
+          f"rows that go to the end of their video: {len(found) - len(lengths_s)}")  # fmt: skip
+    print(f"missing files: {len(gone)}" + f", such as {some(gone)}" * bool(gone))
 
 
 def check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:

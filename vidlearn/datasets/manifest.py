@@ -14,6 +14,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -27,13 +28,16 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
 MOST_CLASSES = 100_000  # a larger number in a published list is no class
+# What a path says of pictures that are no video: their rate, or which of the cameras.
+MARK = re.compile(r"(?P<file>.+)#(?:fps=(?P<fps>\d+(?:\.\d+)?)|camera=(?P<camera>\d+))", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Row:
     """One video, or the part of it from start_s to end_s (None: to its end).
 
-    source_id tells what the row was cut from: rows with one id belong into one split.
+    source_id tells what the row was cut from: rows with one id belong into one split. The path of
+    pictures in place of a video says how they are shown: see `vidlearn.datasets.sequences`.
     """
 
     path: str
@@ -102,6 +106,13 @@ class Manifest:
     @cached_property
     def _number_of(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
+
+
+def file_of(path: str) -> str:
+    """The file or folder behind a row's path, which is the path itself unless it is of pictures."""
+    found = MARK.fullmatch(path)
+    file = found["file"] if found else path
+    return os.path.dirname(file) if found and file.endswith("*") else file
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
