@@ -118,6 +118,14 @@ def test_a_column_for_each_split_that_was_probed():
     assert page.probed(far) == ["val", "far"] and page.rows(far)[0][-1] == "39 → 52 (50 to 53)"
 
 
+def test_a_column_that_a_run_lacks_is_left_out():
+    runs = json.loads(json.dumps(RUNS))
+    del runs[-1]["curve"][-1]["explained"]
+    record = {**ABOUT, "runs": runs}
+    assert page.measured(record) == ["loss", "effective_rank"] and len(page.rows(record)[0]) == 5
+    assert page.figure(record, ["as it is", "b"]).alt
+
+
 @pytest.mark.parametrize("name", ablate.TABLES)
 def test_the_record_holds_three_seeds_of_each_variant(name):
     base, variants, steps = ablate.TABLES[name]

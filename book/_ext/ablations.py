@@ -51,8 +51,8 @@ def probed(record: dict[str, Any]) -> list[str]:
 
 
 def measured(record: dict[str, Any]) -> list[str]:
-    """The columns that the record has, beside what was probed."""
-    return [key for key in COLUMNS if key in record["runs"][0]["curve"][-1]]
+    """The columns that all runs of the record have, beside what was probed."""
+    return [key for key in COLUMNS if all(key in run["curve"][-1] for run in record["runs"])]
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
