@@ -3,7 +3,7 @@
 Input: a row's path, which then says what no file does:
 
     FOLDER#fps=60            the pictures FOLDER/...000001.jpg and so on, 60 numbers a second
-    FOLDER/NAME_*#fps=30     those of them whose name is NAME_ and a number
+    FOLDER/NAME*#fps=30      those of them whose name is NAME and a number
     SEGMENT.parquet#camera=1 pictures of camera 1 (front), at the times that stand in the file
 
 Output: tables and frames as `storage` and `decode` give them, which read every other path.
