@@ -115,6 +115,15 @@ def test_segments_bound_the_clips(videos):
     assert dataset[0]["label"] == -1
 
 
+def test_a_grid_counts_from_the_file_not_from_the_segment(videos):
+    rows = (Row(str(videos[0]), start_s=10 / FPS), Row(str(videos[0]), start_s=39 / FPS))
+    spec = ClipSpec(frames=4, stride_frames=4, start_grid=4)
+    dataset = ClipDataset(Manifest(rows, (), ""), spec, Whole())
+    drawn = [numbers(dataset[(epoch, 0)]["clip"]) for epoch in range(40)]
+    assert {x[0] for x in drawn} == {12, 16, 20, 24}
+    assert "no frames from 1.56 s" in dataset[1]["cause"]
+
+
 # Videos that cannot be read.
 
 

@@ -90,7 +90,7 @@ def test_flags_are_frozen():
 
 def test_usage_names_every_command_and_recipe():
     assert all(f"\n  {name} " in USAGE for name in COMMANDS)
-    assert "\n  probe CHECKPOINT DATA   probe a frozen encoder, " in USAGE
+    assert "\n  probe CHECKPOINT DATA    probe a frozen encoder, " in USAGE
     assert " ".join(USAGE.split()).endswith("recipes: " + ", ".join(RECIPES))
     assert max(map(len, USAGE.splitlines())) < 100
 

@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from vidlearn import decode
 from vidlearn.datasets.write import encode
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import frame_table, iter_frames
+from vidlearn.storage import (
+    FrameTable,
+    frame_table,
+    iter_frames,
+    open_video,
+    pictures_to_decode,
+    upright,
+)
 
 LOADED = [name for name, reason in backends().items() if not reason]
 REAL = sorted(path for path in REAL_VIDEOS.glob("*/*") if path.is_file())
@@ -204,6 +212,48 @@ def test_what_cannot_be_asked(made: Callable[[str], Path]) -> None:
         if reason:
             with pytest.raises(ConfigError, match="does not load"):
                 frames_at(path, [0], backend=name)
+
+
+def fed(table: FrameTable, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many pictures the decoder is given for these rows."""
+    counts = [0]
+
+    class Counted:
+        def __init__(self, packet: Any) -> None:
+            self.packet, self.pts, self.size = packet, packet.pts, packet.size
+
+        def decode(self) -> list[Any]:
+            counts[0] += self.size > 0
+            return self.packet.decode()
+
+    class Container:
+        def __init__(self, container: Any) -> None:
+            self.demux = lambda stream: map(Counted, container.demux(stream))
+            self.seek = container.seek
+
+    @contextmanager
+    def opened(path: str) -> Iterator[tuple[Any, Any]]:
+        with open_video(path) as (container, stream):
+            yield Container(container), stream
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "open_video", opened)
+        frames = decode._pyav(table, rows, upright)
+    truth = list(iter_frames(table.path))
+    assert all(np.array_equal(truth[row], frame) for row, frame in zip(rows, frames))
+    return counts[0]
+
+
+@pytest.mark.parametrize("gop", [1, 12, 48])
+def test_the_decoder_is_given_no_picture_too_many(
+    gop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the frame table says: none is read ahead of the last one that is needed."""
+    path = encode(tmp_path / "a.mp4", [videos.picture(i) for i in range(48)], 25, gop=gop)
+    table = frame_table(path)
+    for rows in ([30], [5, 30], [0, 11], [11, 25], range(3, 47, 4), range(1, 48, 3), [20, 21, 44]):
+        chosen = np.array(rows)
+        assert fed(table, chosen, monkeypatch) == pictures_to_decode(table, chosen, skip=True)
 
 
 def _child_reads(path: str) -> int:

@@ -86,6 +86,16 @@ def test_random_starts_reach_both_ends_and_repeat_with_the_seed() -> None:
     assert (one == two).all()
 
 
+def test_starts_on_a_grid() -> None:
+    """The drawn ones, the even ones, and those of a video that is too short; 1 changes nothing."""
+    spec = ClipSpec(frames=4, stride_frames=4, start_grid=4)
+    seen = {clip_indices(spec, 26, rng=np.random.default_rng(s))[0, 0] for s in range(80)}
+    assert seen == {0, 4, 8, 12}
+    even = ClipSpec(frames=4, stride_frames=4, start_grid=4, clips=3)
+    assert clip_indices(even, 61)[:, 0].tolist() == [8, 24, 40]
+    assert clip_indices(spec, 9)[0].tolist() == [0, 4, 8, 8]
+
+
 def test_clips_without_randomness_are_spread_evenly() -> None:
     starts = clip_indices(ClipSpec(frames=2, stride_frames=1, clips=4), 82)[:, 0]
     assert starts.tolist() == [10, 30, 50, 70]
@@ -105,6 +115,8 @@ def test_clips_without_randomness_are_spread_evenly() -> None:
         ({"rule": "vjepa9"}, "vjepa9"),
         ({"rule": "vjepa1", "end": "loop"}, "loop"),
         ({"overlap": True}, "overlap=True"),
+        ({"start_grid": 0}, "start_grid=0"),
+        ({"rule": "vjepa1", "start_grid": 4}, "start_grid=4"),
     ],
 )
 def test_a_wrong_option_is_named(options: dict, words: str) -> None:

@@ -75,6 +75,7 @@ class ClipDataset(Dataset):
         try:
             table = frame_table(row.path)
             first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
+            first += -first % self.spec.start_grid  # the grid is the file's, not the segment's
             if stop <= first:
                 raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
             starts = rng if self.random_clips else None

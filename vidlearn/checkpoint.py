@@ -70,8 +70,7 @@ def check_matches(state_dict: Mapping[str, Tensor], model: nn.Module, path: str 
         "unexpected": sorted(file.keys() - mine),
         "differ": [f"{n} {file[n]}, not {s}" for n, s in mine.items() if file.get(n, s) != s],
     }
-    texts = [f"{len(n)} {what} ({', '.join(n[:3])} ...)" for what, n in problems.items() if n]
-    if texts:
+    if texts := [f"{len(n)} {what} ({', '.join(n[:3])} ...)" for what, n in problems.items() if n]:
         raise ConfigError(f"{path} belongs to another model; weights: {'; '.join(texts)}")
 
 

@@ -1,7 +1,7 @@
 """The command `vidlearn`: train, probe, weights, data, bench, plan and doctor, each a thin call.
 
-Input: words. Output: text, files, a status: 0 done, 1 `doctor` or `data check` found something,
-2 an error that the reader can mend, in one line (a wrong option: in the parser's box). Traded:
+Input: words. Output: text, files, a status: 0 done, 1 `doctor` found something or a video cannot
+be read, 2 an error that the reader can mend, in one line (a wrong option: in a box). Traded:
 commands import what is heavy, so that help answers at once. Of ranks only 0 talks, but for errors.
 """
 
@@ -129,8 +129,7 @@ def doctor() -> int:
     """Check Python, packages, decoders, GPU, memory, disk and environment."""
     from vidlearn import measure
 
-    checks = measure.doctor()
-    print(*checks, sep="\n")
+    print(*(checks := measure.doctor()), sep="\n")
     return int(any(check.ok is False for check in checks))
 
 
@@ -143,6 +142,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "data manifest": ("datasets.commands:manifest", "KIND ROOT", "list a data set's videos"),
     "data stats": ("datasets.commands:stats", "DATA", "count rows, hours, what is missing"),
     "data check": ("datasets.commands:check", "DATA", "try every video, list what is bad"),
+    "data transcode": ("datasets.commands:transcode", "DATA OUT", "write videos for training"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
     "speedrun": (partial(bench, what="run"), "RECIPE", "train it, count CPU seconds, probe it"),
@@ -151,7 +151,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
 }
 USAGE = "\n".join(
     ["usage: vidlearn COMMAND ...; vidlearn COMMAND --help tells its options"]
-    + [f"  {f'{name} {given}':24}{told}" for name, (_, given, told) in COMMANDS.items()]
+    + [f"  {f'{name} {given}':25}{told}" for name, (_, given, told) in COMMANDS.items()]
     + wrap(f"recipes: {', '.join(RECIPES)}", 98, subsequent_indent="  ")
 )
 

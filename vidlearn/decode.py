@@ -97,6 +97,7 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
     """`draw` each row's PyAV frame. Pictures that no other needs and nobody wants are left out."""
     counted, counter = not len(table.ticks), count()
     names = np.arange(table.n_frames) if counted else table.ticks
+    groups, order = table.start[rows], table.decode_order
     wanted = dict(zip(names[rows].tolist(), rows.tolist()))
     span = slice(table.start[rows[0]], rows[-1])
     spare: set[int] = set() if counted else {*names[span][~table.referenced[span]]} - {*wanted}
@@ -116,15 +117,19 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
         context, packets, at, ended = stream.codec_context, container.demux(stream), 0, False
         for row in rows.tolist():
             start = int(table.start[row])
-            jump = row not in drawn and start > 0 and table.decode_order[start] > at
-            if jump:
+            away, last = order[start] - at, order[rows[groups == start]].max()
+            if jump := row not in drawn and start > 0 and (away > 0 or (ended and away < 0)):
                 take([] if ended else context.decode(None))
                 landing = table.ticks[start]
                 container.seek(int(landing), stream=stream)
-                packets, at = container.demux(stream), table.decode_order[start]
+                packets, at, ended = container.demux(stream), order[start], False
             while row not in drawn:
-                packet = next(packets, None)
-                if packet is None:
+                if at > last and not (counted or ended):
+                    take(context.decode(None))  # it has all that the group's frames need
+                    context.flush_buffers()  # and can begin another one
+                    ended = True
+                    continue
+                if (ended and at > last) or (packet := next(packets, None)) is None:
                     raise VideoError(table.path, f"frame {row} does not come out of it", AGAIN)
                 if jump and packet.pts != landing:  # the seek went elsewhere: read from the start
                     return _pyav(replace(table, start=np.zeros_like(table.start)), rows, draw)

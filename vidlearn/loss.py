@@ -69,11 +69,10 @@ def variance_covariance(tokens_BKD: Tensor) -> Tensor:
     rank must hold equally many tokens. Source: Bardes et al. 2022 (VICReg).
     """
     x = tokens_BKD.float().flatten(0, 1)
-    width = x.shape[1]
     x = x - _GlobalMean.apply(x.mean(0))
     cov = _GlobalMean.apply(x.T @ x / x.shape[0])
     std = (cov.diagonal() + 1e-4).sqrt()
-    return F.relu(1 - std).mean() + (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / width
+    return F.relu(1 - std).mean() + (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / len(cov)
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ class Config:
     frames: int = 16  # Frames a clip
     stride_frames: int = 4  # Frames from one frame of the clip to the next
     strides: str = "exact"  # exact, or vjepa1 for the published strides of 4, 4, 4, 4, 5 ...
+    start_grid: int = 1  # Clips start on multiples of it; 4 for layered files, read with pyav
     crop_scale: tuple[float, float] = (0.3, 1.0)  # Area of the random crop as a share of the frame
     flip: float = 0.5  # Probability of mirroring a clip; 0 where left and right matter
     input_norm: str = "imagenet"  # imagenet: fixed mean and deviation; clip: each clip by its own
@@ -125,7 +126,8 @@ class Config:
         """Which frames make a clip."""
         from vidlearn.sample import ClipSpec
 
-        return ClipSpec(self.frames, self.stride_frames, rule=self.strides)
+        step, grid = self.stride_frames, self.start_grid
+        return ClipSpec(self.frames, step, rule=self.strides, start_grid=grid)
 
     def transform(self, train: bool) -> ClipTransform:
         """Crop, resize and flip: at random for training, the centre otherwise."""
@@ -170,8 +172,7 @@ RECIPES = _read(Path(__file__).with_suffix(".toml"), {})
 def recipe(name: str) -> Config:
     """The recipe of this name, or the one in a TOML file of yours; ConfigError: neither."""
     if name.endswith(".toml"):
-        own = list(_read(Path(name), RECIPES).values())
-        if len(own) != 1:
+        if len(own := list(_read(Path(name), RECIPES).values())) != 1:
             raise ConfigError(f"{name}: {len(own)} recipes in it: give one table, [name]")
         return own[0]
     if name not in RECIPES:

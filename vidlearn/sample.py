@@ -32,18 +32,20 @@ class ClipSpec:
     end: str = "clamp"  # for a video too short: "clamp", "loop", "error" or "compress"
     rule: str = "exact"  # or "vjepa1"
     overlap: bool = False  # "vjepa1" only: clips of a short video may share frames
+    start_grid: int = 1  # "exact" only: clips start on multiples of it; 4 suits layered files
 
     def __post_init__(self) -> None:
         units = ("_frames", "_s")  # the three steps are the fields that carry a unit
         steps = {n: v for n, v in vars(self).items() if n.endswith(units) and v is not None}
         if len(steps) != 1:
             raise ConfigError(f"set one of stride_frames, delta_t_s, span_s, not {steps or 'none'}")
-        for name, value in {**steps, "frames": self.frames, "clips": self.clips}.items():
-            if not (math.isfinite(value) and value > 0):
+        for name in ("frames", "clips", "start_grid", *steps):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise ConfigError(f"{name}={value!r}: give a number above 0")
         ends = {"exact": ("clamp", "loop", "error", "compress"), "vjepa1": ("clamp",)}
-        if self.end not in ends.get(self.rule, ()) or (self.overlap and self.rule == "exact"):
-            raise ConfigError(f"no such rule, end and overlap: {self}. Rules and ends are {ends}")
+        odd = self.overlap if self.rule == "exact" else self.start_grid > 1
+        if self.end not in ends.get(self.rule, ()) or odd:
+            raise ConfigError(f"no such rule, end and grid: {self}. Rules and ends are {ends}")
 
 
 def clip_indices(
@@ -67,9 +69,10 @@ def clip_indices(
         squeezed = np.floor(np.linspace(0, n_frames - 1, spec.frames) + 0.5).astype(np.int64)
         ends = {"clamp": offsets.clip(max=n_frames - 1), "loop": offsets % n_frames}
         return np.tile(ends.get(spec.end, squeezed), (spec.clips, 1))
+    spare //= spec.start_grid  # of the starts on the grid
     even = (2 * np.arange(spec.clips) + 1) * spare // (2 * spec.clips)
     starts = even if rng is None else np.sort(rng.integers(0, spare + 1, spec.clips))
-    return starts[:, None] + offsets
+    return starts[:, None] * spec.start_grid + offsets
 
 
 def nearest_frames(pts_s: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -212,8 +212,7 @@ def train_step(
         target = state.model.teach(batch.clips)
     per_clip, reg = backward(state, batch, losses.normalize_target(target, c.levels), pairs)
     numbers = {"lr": lr, "weight_decay": decay, "ema": momentum, **update(state, momentum)}
-    loss_sum = (per_clip * batch.valid).sum()
-    return {**numbers, "loss_sum": loss_sum, "reg": reg, "target": target}
+    return {**numbers, "loss_sum": (per_clip * batch.valid).sum(), "reg": reg, "target": target}
 
 
 def update(state: State, momentum: float) -> dict[str, Tensor]:
@@ -232,8 +231,7 @@ def update(state: State, momentum: float) -> dict[str, Tensor]:
 
 def metrics_of(state: State, numbers: dict[str, Any]) -> dict[str, float]:
     """The step's numbers as floats, averaged over ranks where they differ."""
-    target = numbers.pop("target")
-    total = numbers.pop("loss_sum").clone()
+    target, total = numbers.pop("target"), numbers.pop("loss_sum").clone()
     state.dist.all_reduce(total)
     loss = float(total / state.votes[0].clamp_min(1))
     if loss != loss:

@@ -80,8 +80,7 @@ def open_video(path: AnyPath) -> Iterator[tuple[Any, Any]]:
 
 def orientation(frame: Any) -> tuple[int, int, int, int]:
     """The display matrix (a, b, c, d) of a PyAV frame: x' = ax + cy, y' = bx + dy."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    if (data := frame.side_data.get("DISPLAYMATRIX")) is None:
         return 1, 0, 0, 1
     a, b, _, c, d = (round(v / 65536) for v in memoryview(bytes(data)).cast("i")[:5])
     return a, b, c, d

@@ -89,8 +89,7 @@ def resize_table(table_1ND: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
         return table_1ND
     planes = table_1ND.transpose(1, 2).unflatten(2, grid)
     factor = [new / old for new, old in zip(new_grid, grid)]
-    planes = F.interpolate(planes, scale_factor=factor, mode="trilinear")
-    return planes.flatten(2).transpose(1, 2)
+    return F.interpolate(planes, scale_factor=factor, mode="trilinear").flatten(2).transpose(1, 2)
 
 
 def rotary_table(
@@ -112,8 +111,7 @@ def rotary_table(
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn neighbouring pairs of the last axis: x [..., N, d], cos and sin [N, d]."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return x * cos + turned * sin
+    return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
 
 
 def gather_tokens(tokens_BND: Tensor, keep_BK: Tensor) -> Tensor:

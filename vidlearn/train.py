@@ -41,8 +41,7 @@ def save(state: State, out: Path) -> tuple[Path | None, dict[str, Any]]:
 
 def resume(state: State, out: Path) -> bool:
     """Go on from the newest checkpoint in `out`, if any. ConfigError: its choices are others."""
-    path = checkpoint.latest(out / "checkpoints")
-    if path is None:
+    if (path := checkpoint.latest(out / "checkpoints")) is None:
         return False
     content = checkpoint.load(path)
     if differences := state.config.differences(Config.from_json(content["config"])):
@@ -119,8 +118,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
                 log.write(metrics, bad=bad)
             if not last and state.step % config.save_every == 0:
                 save(state, out)
-    seconds = time.perf_counter() - began
-    return {**metrics, "seconds": seconds, **_finish(state, out, log)}
+    return {**metrics, "seconds": time.perf_counter() - began, **_finish(state, out, log)}
 
 
 def _finish(state: State, out: Path, log: RunLog) -> dict[str, Any]:

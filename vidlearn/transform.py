@@ -31,8 +31,7 @@ def crop_box(
     area = height * width * rng.uniform(*scale, size=10)
     aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), size=10))
     sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(int).clip(min=1)
-    fits = np.flatnonzero((sides[0] <= height) & (sides[1] <= width))
-    if not len(fits):
+    if not len(fits := np.flatnonzero((sides[0] <= height) & (sides[1] <= width))):
         box_h = min(height, max(1, round(width / ratio[0])))
         box_w = min(width, max(1, round(height * ratio[1])))
         return Box((height - box_h) // 2, (width - box_w) // 2, box_h, box_w)

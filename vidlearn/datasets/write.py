@@ -22,12 +22,14 @@ def encode(
     path: AnyPath, frames_THWC: Iterable[np.ndarray], fps: float, *, gop: int = 12,
     crf: float = 23, b_frames: int = 2, short_side: int | None = None,
     options: dict[str, str] | None = None, times_s: Iterable[float] | None = None,
+    unit: Fraction = Fraction(1, 90000),
 ) -> Path:  # fmt: skip
     """Write RGB uint8 frames as H.264, yuv420p, a key frame every `gop`; the whole file or none.
 
     `short_side` scales (sides become even); `options` are x264's own and win; `times_s` replaces
-    the even times of `fps`. ConfigError: no frames, others than [T, H, W, 3], or an odd side
-    without `short_side`. VideoError: the file cannot be written.
+    the even times of `fps`; times are stored in whole `unit`s of a second. ConfigError: no frames,
+    others than [T, H, W, 3], or an odd side without `short_side`. VideoError: the file cannot be
+    written.
     """
     path, frames = Path(path), iter(frames_THWC)
     first = next(frames, None)
@@ -44,7 +46,6 @@ def encode(
     # Groups of exactly `gop`; and no macroblock tree, which reads memory that it never wrote.
     settings = {"sc_threshold": "0", "mbtree": "0", "crf": str(crf), **(options or {})}
     times_s = (i / fps for i in count()) if times_s is None else times_s
-    unit = Fraction(1, 90000)
     try:
         with av.open(str(part), "w") as out:
             rate = Fraction(fps).limit_denominator(1001)
@@ -54,8 +55,7 @@ def encode(
             context.gop_size, context.max_b_frames, context.bit_rate = gop, b_frames, 0
             context.thread_count, context.time_base = 1, unit
             for time_s, image_HWC in zip(times_s, chain([first], frames)):
-                frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
-                frame = frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
+                frame = scaled(image_HWC, width, height)
                 frame.pts, frame.time_base = round(time_s / unit), unit
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
@@ -65,6 +65,12 @@ def encode(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def scaled(image_HWC: np.ndarray, width: int, height: int) -> av.VideoFrame:
+    """An RGB uint8 frame as the encoder is given it: yuv420p of this size."""
+    frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
+    return frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
 
 
 def transcode(source: AnyPath, target: AnyPath, **settings: Any) -> Path:

@@ -1,0 +1,303 @@
+"""Write all videos of a manifest again for training: small, and quick to take clips from.
+
+Input: a manifest, a recipe, a short side. Output: a folder of H.264 files, their manifest, and the
+list of videos that could not be read. Traded: each copy is compared with its source frame by frame,
+so a source is decoded twice; a call that was cut repeats the videos it had in hand. Chapter 6.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from vidlearn.datasets.manifest import Manifest, write_manifest
+from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.datasets.write import encode, scaled
+from vidlearn.errors import ConfigError, VideoError, VidlearnError
+from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
+
+# A P picture every fourth frame, and three B pictures between that nothing refers to: a clip with
+# stride 4 on that grid needs no B picture, one with stride 2 one in three. A pyramid, in which the
+# middle B picture is a reference, takes as many bytes and more pictures for every stride.
+LAYERS = "keyint=32:min-keyint=32:scenecut=0:bframes=3:b-adapt=0:b-pyramid=none:open-gop=0"
+RECIPES: dict[str, dict[str, Any]] = {
+    "layered": {"gop": 32, "b_frames": 3, "options": {"x264-params": LAYERS}},
+    "gop12": {"gop": 12},
+    "intra": {"gop": 1, "b_frames": 0},
+    "gop250": {"gop": 250},
+}
+GRID = {"layered": 4}  # frames between the starts of cheap clips, where not 1
+FAST = {"tune": "fastdecode"}  # no CABAC, no deblocking, no weighted prediction
+FLOOR_DB = 25.0  # least PSNR of a frame; at CRF 23, moving water has 30 and most videos 40
+# A frame that is so much nearer to the frame beside its own is that frame. In a still scene with
+# noise the encoder repeats pictures, which alone makes up to 5.5 dB, and 0.6 in the mean of eight.
+NEARER_DB, SHIFTED_DB, RUN = 6.0, 1.0, 8
+TICK = Fraction(1, 90000)  # for times that are no multiples of the source's unit
+VERSION = 1  # of the recipes: files of different versions are not mixed in one folder
+STAMP, MANIFEST, BAD, PART = "transcode.json", "manifest.csv", "quarantine.jsonl", ".part"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every video of a folder is written; ConfigError: a choice that cannot be."""
+
+    recipe: str = "layered"
+    short_side: int = 256
+    crf: float = 23.0
+    fast_decode: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"--recipe {self.recipe!r}: give one of {', '.join(RECIPES)}")
+        if self.short_side < 16 or self.short_side % 2:
+            raise ConfigError(f"--short-side {self.short_side}: give an even number from 16 on")
+        if not 0 <= self.crf <= 51:
+            raise ConfigError(f"--crf {self.crf:g}: give 0 (exact) to 51 (coarse); 23 is usual")
+
+    @property
+    def grid(self) -> int:
+        """Clips that start on multiples of it are the cheap ones."""
+        return GRID.get(self.recipe, 1)
+
+    def stamp(self) -> str:
+        """What tells the files of this plan from those of another."""
+        return json.dumps({**vars(self), "version": VERSION})
+
+
+def transcode_all(
+    data: Manifest, out: Path, plan: Plan, *, jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Write each video of `data` that is not in `out` yet, and out/manifest.csv; the bad ones.
+
+    Returns path -> cause of the sources that cannot be read, which out/quarantine.jsonl names and
+    the manifest leaves out. jobs: processes, None for one a core. progress(done, all).
+    ConfigError: `jobs` below 1. VidlearnError: the folder belongs to something else or to another
+    call, two videos want one name, a file cannot be written, or a process died.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: give 1 or more")
+    targets = target_paths(data, out)
+    bad: dict[str, str] = {}
+    with _claim(out, plan):
+        for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
+            left.unlink()
+        todo = [(source, path) for source, path in targets.items() if not path.exists()]
+        found = _rewritten(todo, plan, jobs or os.cpu_count() or 1)
+        (out / BAD).unlink(missing_ok=True)
+        quarantine = Quarantine(out / BAD, len(targets), max_share=1.0)
+        for done, (source, cause) in enumerate(found, 1):
+            if cause:
+                bad[source] = cause
+                quarantine.add([(source, cause)])
+            if progress:
+                progress(len(targets) - len(todo) + done, len(targets))
+        good = [row for row in data.rows if row.path not in bad]
+        write_manifest(out / MANIFEST, [replace(row, path=str(targets[row.path])) for row in good])
+    return bad
+
+
+def target_paths(data: Manifest, out: Path) -> dict[str, Path]:
+    """Source -> its file in `out`: the same path below the manifest's folder, or below outside/.
+
+    VidlearnError: two sources have one target, or one folder lies in the other.
+    """
+    source = Path(data.source).absolute()
+    root, places = source if source.is_dir() else source.parent, {}
+    taken: dict[Path, str] = {}
+    if source.is_dir() and Path(os.path.abspath(out)).is_relative_to(root):
+        raise VidlearnError(f"{out}: lies in {data.source}, the data. Choose a folder beside it")
+    for path in dict.fromkeys(row.path for row in data.rows):
+        video = Path(os.path.abspath(path))
+        if video.is_relative_to(os.path.abspath(out)):
+            raise VidlearnError(f"{out}: holds the source {path}. Choose a folder without sources")
+        inside = video.is_relative_to(root)
+        name = video.relative_to(root) if inside else Path("outside", *video.parts[1:])
+        name = name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4")
+        places[path] = out / name
+        if (other := taken.setdefault(out / name, path)) != path:
+            raise VidlearnError(f"{path} and {other} would both become {out / name}. Rename one")
+    return places
+
+
+@contextmanager
+def _claim(out: Path, plan: Plan) -> Iterator[None]:
+    """The folder for this plan and this call alone; the lock goes when the process does."""
+    out.mkdir(parents=True, exist_ok=True)
+    stamp = out / STAMP
+    asked, remedy = plan.stamp(), "Choose another folder, or delete this one"
+    if not stamp.exists() and any(out.iterdir()):
+        raise VidlearnError(f"{out}: is not empty and holds no {STAMP}. {remedy}")
+    with open(stamp, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VidlearnError(f"{out}: another call writes here. Wait for its end") from error
+        except OSError as error:
+            text = f"{out}: cannot be locked ({error.strerror})"
+            raise VidlearnError(f"{text}. Choose a folder on another disk") from error
+        file.seek(0)
+        if (found := file.read()) not in ("", asked):
+            raise VidlearnError(f"{out}: holds {found}, not {asked}. {remedy}")
+        if not found:
+            file.write(asked)
+            file.flush()
+        yield
+
+
+def _rewritten(todo: list[tuple[str, Path]], plan: Plan, jobs: int) -> Iterator[tuple[str, str]]:
+    """(source, cause or "") in the order of `todo`, from so many processes."""
+    jobs, work = min(jobs, len(todo)), partial(rewrite, plan=plan)
+    if jobs <= 1:
+        yield from ((source, work(source, target)) for source, target in todo)
+        return
+    context, done = multiprocessing.get_context("spawn"), 0
+    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
+    try:
+        for (source, _), cause in zip(todo, pool.map(work, *zip(*todo))):
+            done += 1
+            yield source, cause
+    except BrokenProcessPool as error:
+        names = ", ".join(source for source, _ in todo[done : done + jobs])
+        remedy = "Use fewer --jobs, or leave out the video; the same command goes on"
+        raise VidlearnError(f"a process died at one of {names}. {remedy}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt waits for the videos in hand
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its workers, which would write on."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def rewrite(source: str, target: Path, plan: Plan) -> str:
+    """Write one video as planned, compare it, and name it; why the source cannot be read, or "".
+
+    The target is there only when it has passed. VideoError: the target cannot be written.
+    """
+    part = target.with_name(f".{target.stem}{PART}.mp4")
+    try:
+        table, how = frame_table(source), dict(RECIPES[plan.recipe])
+        with open_video(source) as (_, stream):
+            unit = Fraction(stream.time_base)
+        # Finer units than this overflow the fields of an mp4.
+        how["unit"] = unit if len(table.ticks) and unit.denominator <= 10**6 else TICK
+        how["options"] = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
+        how["short_side"] = 2 * (min(plan.short_side, table.height, table.width) // 2)
+        encode(part, iter_frames(source), table.fps, times_s=table.pts_s, crf=plan.crf, **how)
+        verify(source, part, plan.grid)
+        os.replace(part, target)
+    except VideoError as error:
+        if error.path != source:
+            raise  # a full disk is not the video's fault
+        return error.cause
+    finally:
+        part.unlink(missing_ok=True)
+    return ""
+
+
+def verify(source: str, target: Path, grid: int = 1) -> None:
+    """Hold a copy to its source, frame by frame. VideoError: where they differ.
+
+    The same number of frames at the same times; each within FLOOR_DB of its source frame, scaled,
+    and not nearer to the one before or after; no picture needs one between the frames of `grid`.
+    """
+    old, (db, times_s) = frame_table(source), _psnr_db(source, target)
+    if len(times_s) != old.n_frames or np.abs(times_s - old.pts_s).max() > 0.51 * TICK:
+        raise VideoError(source, "the frames of its copy have other times")
+    if (worst := db[0].min()) < FLOOR_DB:
+        text = f"frame {db[0].argmin()} of its copy has {worst:.1f} dB, less than {FLOOR_DB:g}"
+        raise VideoError(source, f"{text}: give a lower --crf")
+    for way, other in zip((-1, 1), db[1:]):
+        nearer = np.nan_to_num(other - db[0])
+        runs = np.convolve(nearer, np.full(RUN, 1 / RUN), "valid")[: max(0, len(nearer) - RUN + 1)]
+        if nearer.max() > NEARER_DB or runs.max(initial=0) > SHIFTED_DB:
+            row = int(nearer.argmax())
+            raise VideoError(source, f"frame {row} of its copy shows frame {row + way}")
+    if grid > 1 and len(stray := _off_grid(frame_table(target), grid)):
+        raise VideoError(source, f"other pictures need frame {stray[0]} of its copy, off the grid")
+
+
+def _psnr_db(source: str, target: Path) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR [3, T] of each copied frame to its own, the one before, the one after; seconds [T]."""
+    rows: list[list[float]] = []
+    times_s, old, new = [], None, None
+    with open_video(target) as (container, stream):
+        for image, frame in zip_longest(iter_frames(source), container.decode(stream)):
+            if image is None or frame is None or frame.is_corrupt:
+                raise VideoError(source, f"its copy ends or is damaged at frame {len(rows)}")
+            now = scaled(image, frame.width, frame.height).to_ndarray()
+            copied = frame.to_ndarray()
+            rows.append([_db(now, copied), _db(old, copied), np.nan])
+            if new is not None:
+                rows[-2][2] = _db(now, new)
+            old, new = now, copied
+            times_s.append(frame.pts * float(stream.time_base))
+    return np.array(rows).T, np.array(times_s) - times_s[0]
+
+
+def _db(one: np.ndarray | None, other: np.ndarray) -> float:
+    """PSNR of two pictures; below a hundredth of a grey level's square all are alike."""
+    if one is None:
+        return np.nan
+    error = np.subtract(one, other, dtype=np.float32).ravel()
+    return 10 * np.log10(255**2 / max(float(error @ error) / error.size, 0.01))
+
+
+def _off_grid(table: FrameTable, grid: int) -> np.ndarray:
+    """Rows off the grid that another picture may need; the last of a group serves its own only."""
+    last = np.append(table.is_key[1:], True)
+    return np.flatnonzero(table.referenced & ~last & (np.arange(table.n_frames) % grid > 0))
+
+
+def saved(targets: dict[str, Path], grid: int = 1, videos: int = 8, seed: int = 0) -> list[str]:
+    """What the copies save, in words: bytes of all, CPU time of a clip of some.
+
+    A clip is 16 frames, stride 4, at a random place on the grid, the same in both files.
+    """
+    from vidlearn.decode import frames_at  # loads torch, which the processes do without
+    from vidlearn.sample import ClipSpec, clip_indices
+
+    pairs = [(source, str(target)) for source, target in targets.items()]
+    before, after = (sum(os.path.getsize(p) for p in side) / 1e6 for side in zip(*pairs))
+    rng, spec = np.random.default_rng(seed), ClipSpec(start_grid=grid)
+    ms = np.zeros(2)
+    chosen = rng.permutation(len(pairs))[:videos]
+    for pair in (pairs[i] for i in chosen):
+        rows = clip_indices(spec, frame_table(pair[0]).n_frames, rng=rng)[0]
+        for side, path in enumerate(pair):
+            table, seconds = frame_table(path), []
+            for _ in range(2):
+                began = time.process_time()
+                frames_at(path, rows, backend="pyav", table=table)
+                seconds.append(time.process_time() - began)
+            ms[side] += 1e3 * min(seconds) / len(chosen)
+    where = f", starts on multiples of {grid}" if grid > 1 else ""
+    clip = f"16 frames, stride 4{where}, PyAV, mean of {len(chosen)}"
+    told = [f"bytes: {before:.2f} -> {after:.2f} MB ({after / before:.2f})"]
+    told += [f"decoding: {ms[0]:.1f} -> {ms[1]:.1f} ms of CPU a clip ({clip})"]
+    return told + [f"train with --start-grid {grid} --backend pyav"] * (grid > 1)
