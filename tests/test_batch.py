@@ -39,8 +39,11 @@ class Whole:
 
     size: int = 48
 
-    def __call__(self, clip_THWC, rng):
-        return clip_THWC.permute(3, 0, 1, 2)
+    def draw(self, height, width, rng):
+        return (0, 0, height, width), False
+
+    def finish(self, part_THWC, flip):
+        return part_THWC.permute(3, 0, 1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
+from vidlearn.datasets import index
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import VideoError
 from vidlearn.storage import frame_table, iter_frames
@@ -246,10 +247,10 @@ def hold(path: str) -> dict[str, Any]:
     rows = range(n) if whole else [0, n // 2, n - 1, *rng.integers(0, n, 3)]
     truth, read, error = {}, 0, ""
     try:
-        for index, frame in enumerate(iter_frames(path)):
-            read = index + 1
-            if index in rows:
-                truth[index] = frame
+        for row, frame in enumerate(iter_frames(path)):
+            read = row + 1
+            if row in rows:
+                truth[row] = frame
     except VideoError as stopped:
         error = str(stopped)
     wrong = [] if error or read == n else [f"the table has {n} frames, the file {read}"]
@@ -264,10 +265,26 @@ def hold(path: str) -> dict[str, Any]:
                 continue
             bad = [i for i, frame in zip(order, clip) if not np.array_equal(frame, truth[i])]
             wrong += [f"{backend}: frames {bad} are wrong"] if bad else []
-        for index in (-1, n):
+        for row in (-1, n):
             try:
-                frames_at(path, [0, index], backend=backend)
-                wrong += [f"{backend}: frame {index} of {n} is no error"]
+                frames_at(path, [0, row], backend=backend)
+                wrong += [f"{backend}: frame {row} of {n} is no error"]
             except VideoError as failed:
                 wrong += [] if error or f"{n} frames" in str(failed) else [f"{failed}"]
-    return {"error": error, "n": read, "wrong": wrong}
+    found = index.scan(path)
+    for order in orders if truth else ():
+        top, left = int(rng.integers(table.height)), int(rng.integers(table.width))
+        height, width = (
+            int(rng.integers(1, n + 1)) for n in (table.height - top, table.width - left)
+        )
+        try:
+            box = (top, left, height, width)
+            part = index.part_at(path, np.array(order), box, table=found).numpy()
+        except VideoError as failed:
+            wrong += [] if error else [f"part: {failed}"]
+            continue
+        cut = [truth[i][top : top + height, left : left + width] for i in order]
+        bad = [i for i, frame, true in zip(order, part, cut) if not np.array_equal(frame, true)]
+        wrong += [f"part {box}: frames {bad} are wrong"] if bad else []
+    direct = isinstance(found, index.PacketTable)
+    return {"error": error, "n": read, "wrong": wrong, "direct": direct}

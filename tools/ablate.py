@@ -31,7 +31,7 @@ from vidlearn import dist, measure, probe, step
 from vidlearn.batch import Batch
 from vidlearn.datasets import open_data, synth
 from vidlearn.loss import normalize_target
-from vidlearn.mask import make_masks
+from vidlearn.mask import MASKS, MaskSpec, make_masks
 from vidlearn.recipes import Config, recipe
 from vidlearn.sample import clip_indices
 from vidlearn.storage import iter_frames
@@ -90,6 +90,16 @@ def pixels(state: step.State) -> None:
     state.optimizers = step.make_optimizers(model, config)
 
 
+# How much is hidden: of the time, beside the two blocks of the recipe's masks, or of the places.
+MASKS |= {
+    "last_quarter": (MASKS["future"][1],),
+    "last_half": (MASKS["future"][0],),
+    "three_quarters": (replace(MASKS["future"][0], seen_time=0.25, context=0.2, target=0.7),),
+    "tube_half": (MaskSpec(0, 0.5, context=0.47, target=0.47),),
+    "tube_three_quarters": (MaskSpec(0, 0.75, context=0.23, target=0.72),),
+}
+
+
 class Variant(NamedTuple):
     """Changes of the recipe, what is done to the state, how many times as long it trains."""
 
@@ -105,6 +115,11 @@ VARIANTS: dict[str, Variant] = {
     "no slow teacher": Variant({"ema": (0.0, 0.0)}),
     "no stop-gradient": Variant({}, no_stop_gradient),
     "no predictor": Variant({}, no_predictor),
+    "hidden: the last quarter": Variant({"masks": "last_quarter"}),
+    "hidden: the last half": Variant({"masks": "last_half"}),
+    "hidden: the last three quarters": Variant({"masks": "three_quarters"}),
+    "half hidden, in tubes": Variant({"masks": "tube_half"}),
+    "three quarters hidden, in tubes": Variant({"masks": "tube_three_quarters"}),
     "nine tenths hidden, in tubes": Variant({"masks": "tube"}),
     "published masks": Variant({"masks": "vjepa"}),
     "published masks and cut": Variant({"masks": "vjepa", "mask_cut": "vjepa1"}),
@@ -129,10 +144,8 @@ class Table(NamedTuple):
     steps: int | None = None
 
 
-ADAMW = [name for name in VARIANTS if name != "nine tenths hidden, in tubes"]
-AT_WORK = [
-    n for n in VARIANTS if n not in ("no prediction, regulariser only", "frames, no tubelets")
-]
+ADAMW = [name for name in VARIANTS if "hidden" not in name]
+AT_WORK = [name for name in VARIANTS if name != "no prediction, regulariser only"]
 TABLES = {  # by the name of the record's file
     "laptop": Table("laptop", RIVALS),
     "ablations": Table("laptop", {name: VARIANTS[name] for name in AT_WORK}, 1200),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vidlearn.datasets import Manifest
-from vidlearn.datasets.sequences import frame_table, frames_at
+from vidlearn.datasets.index import index_file, part_at, table_of
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
@@ -63,6 +63,7 @@ class ClipDataset(Dataset):
 
     def __post_init__(self) -> None:
         check_backend(self.backend)  # here, not in a worker
+        self._index = index_file(self.manifest.source)
 
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
@@ -73,7 +74,7 @@ class ClipDataset(Dataset):
         row = self.manifest.rows[index // self.spec.clips]
         rng, cause = np.random.default_rng((self.seed, epoch, index, _CLIP)), ""
         try:
-            table = frame_table(row.path)
+            table = table_of(row.path, self._index, self.backend)
             first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
             first += -first % self.spec.start_grid  # the grid is the file's, not the segment's
             if stop <= first:
@@ -81,8 +82,9 @@ class ClipDataset(Dataset):
             starts = rng if self.random_clips else None
             rows = clip_indices(self.spec, int(stop - first), table.fps, rng=starts)
             chosen = first + rows[index % self.spec.clips]
-            clip_THWC = frames_at(row.path, chosen, backend=self.backend, table=table)
-            clip = self.transform(clip_THWC, rng)
+            box, flip = self.transform.draw(table.height, table.width, rng)
+            part_THWC = part_at(row.path, chosen, box, backend=self.backend, table=table)
+            clip = self.transform.finish(part_THWC, flip)
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
@@ -93,9 +95,11 @@ class ClipDataset(Dataset):
 
 
 def _collate(samples: list[dict[str, Any]]) -> Batch:
-    all_of = default_collate(samples)
     bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
-    return Batch(all_of["clip"], all_of["label"], all_of["index"], all_of["valid"], bad)
+    # Stacked as they lie in memory, T H W C; seen as ever.
+    all_of = default_collate([{**s, "clip": s["clip"].permute(1, 2, 3, 0)} for s in samples])
+    clips = all_of["clip"].permute(0, 4, 1, 2, 3)
+    return Batch(clips, all_of["label"], all_of["index"], all_of["valid"], bad)
 
 
 @dataclass(eq=False)

@@ -40,7 +40,7 @@ def _why_not(name: str) -> str:
 
 def check_backend(name: str) -> None:
     """ConfigError: this backend is unknown or does not load here."""
-    if name not in MODULES:
+    if (name := "pyav" if name == "auto" else name) not in MODULES:
         raise ConfigError(f"there is no backend {name!r}: use one of {', '.join(MODULES)}")
     if reason := _why_not(name):
         raise ConfigError(f"backend {name!r} does not load: {reason}. Use the backend pyav")

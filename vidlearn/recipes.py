@@ -45,7 +45,7 @@ class Config:
     crop_scale: tuple[float, float] = (0.3, 1.0)  # Area of the random crop as a share of the frame
     flip: float = 0.5  # Probability of mirroring a clip; 0 where left and right matter
     input_norm: str = "imagenet"  # imagenet: fixed mean and deviation; clip: each clip by its own
-    backend: str = "decord"  # Decoder: decord, pyav or torchcodec
+    backend: str = "decord"  # Decoder: decord, pyav, torchcodec or auto, which is the fastest
     workers: int = 4  # Loader processes for each training process
     max_bad_share: float = 0.05  # Stop when more than this share of the videos cannot be read
     patch: int = 16  # Side of a patch, in pixels

@@ -204,7 +204,7 @@ def _table(path: str, _stamp: tuple[int, int] | None, types: bool) -> FrameTable
     (a, b, _, _), (height, width, _) = orientation(first), upright(first).shape
     turn_deg = round(math.degrees(math.atan2(b, a))) % 360
     start = np.maximum.accumulate(np.where(rows["clean"] & (not doubt), np.arange(n), 0))
-    ticks = ticks[:0] if doubt else ticks.astype(np.int64)
+    ticks = ticks[: 0 if doubt else n].astype(np.int64)
     size, key, referenced = (rows[name].copy() for name in ("bytes", "key", "referenced"))
     columns = pts_s, size, key, order, ticks, start, referenced
     for column in columns:

@@ -57,21 +57,31 @@ class ClipTransform:
         if not 0 <= self.flip <= 1:
             raise ConfigError(f"flip={self.flip}: give a chance between 0 and 1")
 
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[Box, bool]:
+        """Which part of frames of height x width pixels to take, and whether it is flipped."""
+        side = min(height, width)
+        box = Box((height - side) // 2, (width - side) // 2, side, side)
+        if self.train:
+            box = crop_box(height, width, rng, scale=self.scale, ratio=self.ratio)
+        return box, self.train and rng.random() < self.flip
+
+    def finish(self, part_THWC: torch.Tensor, flip: bool) -> torch.Tensor:
+        """Resize that part: uint8 [T, h, w, C] -> uint8 [C, T, size, size], T first in memory.
+
+        `normalize` puts the bytes in order, on the device.
+        """
+        part_TCHW = part_THWC.permute(0, 3, 1, 2)
+        resized = interpolate(part_TCHW, (self.size, self.size), mode="bilinear")
+        return (resized.flip(-1) if flip else resized).transpose(0, 1)
+
     def __call__(self, clip_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """uint8 [T, H, W, C] -> uint8 [C, T, size, size]; the same rng gives the same result."""
         if clip_THWC.dtype != torch.uint8 or clip_THWC.ndim != 4 or 0 in clip_THWC.shape:
             got = f"{clip_THWC.dtype} {list(clip_THWC.shape)}"
             raise VidlearnError(f"the clip is {got}: give uint8 [T, H, W, C], none of them 0")
         _, height, width, _ = clip_THWC.shape
-        side = min(height, width)
-        box = Box((height - side) // 2, (width - side) // 2, side, side)
-        if self.train:
-            box = crop_box(height, width, rng, scale=self.scale, ratio=self.ratio)
-        part = clip_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        resized = interpolate(part.permute(0, 3, 1, 2), (self.size, self.size), mode="bilinear")
-        if self.train and rng.random() < self.flip:
-            resized = resized.flip(-1)
-        return resized.transpose(0, 1).contiguous()
+        (top, left, height, width), flip = self.draw(height, width, rng)
+        return self.finish(clip_THWC[:, top : top + height, left : left + width], flip)
 
 
 def normalize(clip_uint8: torch.Tensor, how: str = "imagenet") -> torch.Tensor:
@@ -80,11 +90,11 @@ def normalize(clip_uint8: torch.Tensor, how: str = "imagenet") -> torch.Tensor:
     "imagenet" takes the mean and deviation of ImageNet's colours, as V-JEPA does; "clip" those
     of each clip and colour; a deviation below one grey level counts as one (no noise is blown up).
     """
-    clip = clip_uint8.float()
+    clip = clip_uint8.contiguous().float()  # put in order while it is small
     if how == "clip":
         var, mean = torch.var_mean(clip, dim=(2, 3, 4), keepdim=True, correction=0)
-        return (clip - mean) / var.sqrt().clamp_min(1.0)
+        return clip.sub_(mean).div_(var.sqrt().clamp_min(1.0))
     if how != "imagenet":
         raise ConfigError(f"how={how!r}: give 'imagenet' or 'clip'")
     mean, std = (255 * clip.new_tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (clip - mean) / std
+    return clip.sub_(mean).div_(std)

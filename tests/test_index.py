@@ -1,0 +1,277 @@
+"""The index beside a manifest: what it holds, when it is used, and that its pixels are the same."""
+
+import os
+import sqlite3
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import videos
+
+from vidlearn.batch import ClipDataset, eval_loader
+from vidlearn.datasets import Manifest, Row, folder_manifest, index
+from vidlearn.datasets.write import encode
+from vidlearn.decode import frames_at
+from vidlearn.errors import VideoError, VidlearnError
+from vidlearn.sample import ClipSpec
+from vidlearn.storage import FrameTable, frame_table, iter_frames
+from vidlearn.transform import ClipTransform, normalize
+
+SPEC = ClipSpec(frames=4, stride_frames=3)
+X264 = videos.x264(bframes=3, keyint=24)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> None:
+    index._table.cache_clear()
+    index._opened.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("usual") / "usual.mp4"
+    return videos.write(path, 60, gop=24, b_frames=3)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    for i in range(5):
+        videos.write(tmp_path / "set" / f"{i}.mp4", 40 + i, gop=12) if i else (
+            (tmp_path / "set").mkdir(),
+            videos.write(tmp_path / "set" / "0 ü,.mp4", 40, gop=12),
+        )
+    return folder_manifest(tmp_path / "set")
+
+
+def equal(one: FrameTable, other: FrameTable) -> bool:
+    """Are all columns the same, and of the same type?"""
+    for name in (f.name for f in fields(FrameTable)):
+        a, b = getattr(one, name), getattr(other, name)
+        same = np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype
+        if not same:
+            return False
+    return True
+
+
+def test_usual_files_are_read_directly(usual: Path) -> None:
+    found = index.scan(str(usual))
+    assert isinstance(found, index.PacketTable) and equal(found, frame_table(usual))
+    data = usual.read_bytes()
+    assert data[found.place[0] + 4] & 31 in (5, 6, 7)  # SEI, SPS or IDR after the length
+
+
+@pytest.mark.parametrize("name", ["turned-90.mp4", "mkv.mkv", "mpeg4.avi"])
+def test_others_are_not(name: str, tmp_path: Path) -> None:
+    makers = videos.TRUSTED | videos.AWKWARD
+    known = [key for key in makers if key.split(".")[-1] == name.split(".")[-1]]
+    turned = [key for key in known if key.startswith("turn")]
+    chosen = (turned if name.startswith("turn") else known)[0]
+    path = makers[chosen](tmp_path / chosen)
+    assert not isinstance(index.scan(str(path)), index.PacketTable)
+
+
+def test_the_container_is_opened_once(usual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = index.scan(str(usual))
+    want = frames_at(usual, [50, 3, 3, 27])
+
+    def never(*_: object) -> None:
+        raise AssertionError("opened as a video")
+
+    monkeypatch.setattr("vidlearn.decode.open_video", never)
+    part = index.part_at(str(usual), np.array([50, 3, 3, 27]), (0, 0, 48, 64), table=table)
+    assert torch.equal(part, want)
+
+
+def test_pictures_that_nobody_needs_are_left_out(usual: Path) -> None:
+    table = index.scan(str(usual))
+    assert isinstance(table, index.PacketTable)
+    sent = []
+
+    class Counted:
+        def __init__(self, context: object) -> None:
+            self.context = context
+
+        def decode(self, packet: object) -> list:
+            sent.extend([packet] if packet is not None else [])
+            return self.context.decode(packet)  # type: ignore[attr-defined]
+
+        def flush_buffers(self) -> None:
+            self.context.flush_buffers()  # type: ignore[attr-defined]
+
+    real = index._decoder(table.codec, table.head, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_decoder", lambda *_: Counted(real))
+        index._direct(table, np.array([0, 4, 8]), (0, 0, 48, 64))
+    spare = (~table.referenced[:9]).sum() - (~table.referenced[[0, 4, 8]]).sum()
+    assert 3 <= len(sent) <= 9 + 2 - spare
+
+
+def test_a_damaged_picture_is_the_same_error(usual: Path, tmp_path: Path) -> None:
+    table = index.scan(str(usual))
+    assert isinstance(table, index.PacketTable)
+    path = tmp_path / "hurt.mp4"
+    content = bytearray(usual.read_bytes())
+    begin = int(table.place[0])
+    content[begin + 30 : begin + int(table.bytes[0])] = os.urandom(int(table.bytes[0]) - 30)
+    path.write_bytes(content)
+    hurt = replace(table, path=str(path))
+    with pytest.raises(VideoError, match=r"damaged|does not come") as one:
+        index.part_at(str(path), np.array([0, 9]), (0, 0, 8, 8), table=hurt)
+    with pytest.raises(VideoError) as other:
+        frames_at(path, [0, 9], backend="pyav")
+    assert str(one.value) == str(other.value)
+
+
+def test_a_file_that_became_shorter_is_an_error(usual: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.mp4"
+    path.write_bytes(usual.read_bytes())
+    table = index.scan(str(path))
+    path.write_bytes(usual.read_bytes()[: int(table.place[30])])  # type: ignore[attr-defined]
+    with pytest.raises(VideoError, match=r"short\.mp4"):
+        index.part_at(str(path), np.array([40]), (0, 0, 8, 8), table=table)
+
+
+def test_an_index_holds_the_same_tables(data: Manifest) -> None:
+    assert index.build(data) == (5, 5, {})
+    file = index.index_file(data.source)
+    assert file.name == "videos.index" and not list(file.parent.glob(".*part"))
+    for row in data.rows:
+        stored, anew = index.table_of(row.path, file), index.scan(row.path)
+        assert type(stored) is type(anew) and equal(stored, anew)
+        if isinstance(stored, index.PacketTable) and isinstance(anew, index.PacketTable):
+            assert np.array_equal(stored.place, anew.place) and stored.head == anew.head
+
+
+def test_frames_that_can_only_be_counted_are_stored_too(tmp_path: Path) -> None:
+    makers = videos.TRUSTED | videos.AWKWARD
+    for name in ("packed.avi", "program.mpg"):
+        for key in (k for k in makers if k.split(".")[-1] == name.split(".")[-1]):
+            makers[key](tmp_path / key)
+    data = folder_manifest(tmp_path)
+    index.build(data)
+    counted = [not len(index.table_of(r.path, index.index_file(tmp_path)).ticks) for r in data.rows]
+    assert any(counted)
+    for row in data.rows:
+        assert equal(index.table_of(row.path, index.index_file(tmp_path)), frame_table(row.path))
+
+
+def test_a_known_video_is_not_scanned(data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.build(data)
+    monkeypatch.setattr(index, "scan", lambda path: pytest.fail(f"scans {path}"))
+    monkeypatch.setattr(index, "frame_table", lambda path: pytest.fail(f"scans {path}"))
+    batch = next(iter(eval_loader(ClipDataset(data, SPEC, ClipTransform(16), backend="auto"), 5)))
+    assert batch.valid.all()
+
+
+def test_a_changed_video_is_scanned_anew(data: Manifest) -> None:
+    index.build(data)
+    path = data.rows[2].path
+    videos.write(Path(path), 20, gop=5)
+    assert index.table_of(path, index.index_file(data.source)).n_frames == 20
+    assert index.build(data)[:2] == (5, 1)  # only that one
+
+
+def test_the_index_may_move_with_its_videos(data: Manifest, tmp_path: Path) -> None:
+    index.build(data)
+    os.rename(tmp_path / "set", tmp_path / "moved")
+    moved = folder_manifest(tmp_path / "moved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "scan", lambda path: pytest.fail(f"scans {path}"))
+        for row in moved.rows:
+            index.table_of(row.path, index.index_file(moved.source))
+
+
+def test_what_cannot_be_read_is_told_and_tried_again(data: Manifest) -> None:
+    (Path(data.source) / "bad.mp4").write_bytes(b"nothing")
+    both = folder_manifest(data.source)
+    for _ in range(2):
+        n, new, bad = index.build(both)
+        assert n == 5 and list(bad) == [str(Path(data.source) / "bad.mp4")]
+    assert new == 0
+
+
+def test_a_call_that_was_cut_goes_on(data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, done = index._scanned, []
+
+    def some(path: str) -> object:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(path)
+        return real(path)
+
+    monkeypatch.setattr(index, "_scanned", some)
+    with pytest.raises(KeyboardInterrupt):
+        index.build(data, jobs=1, progress=lambda i, n: None)
+    assert not index.index_file(data.source).exists()
+    monkeypatch.setattr(index, "_scanned", real)
+    assert index.build(data)[1] < 5
+
+
+@pytest.mark.parametrize("content", [b"no database", b""])
+def test_what_is_no_index_is_an_error(content: bytes, data: Manifest) -> None:
+    file = index.index_file(data.source)
+    file.write_bytes(content)
+    with pytest.raises(VidlearnError, match=r"videos\.index.*Delete it"):
+        index.table_of(data.rows[0].path, file)
+
+
+def test_a_damaged_row_is_an_error(data: Manifest) -> None:
+    index.build(data)
+    file = index.index_file(data.source)
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE videos SET content = x'00010203'")
+    with pytest.raises(VidlearnError, match=r"videos\.index.*damaged.*Delete it"):
+        index.table_of(data.rows[0].path, file)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_auto_gives_the_clips_that_decord_gives(data: Manifest, workers: int) -> None:
+    def clips(backend: str) -> torch.Tensor:
+        dataset = ClipDataset(data, SPEC, ClipTransform(24), seed=3, backend=backend)
+        return torch.cat([b.clips for b in eval_loader(dataset, 2, workers)])
+
+    assert torch.equal(clips("auto"), clips("decord"))
+
+
+def test_other_planes_and_odd_boxes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
+    path = str(encode(tmp_path / "noise.mp4", frames, 25, crf=8))
+    truth = torch.from_numpy(np.stack(list(iter_frames(path))))
+    table = index.scan(path)
+    assert isinstance(table, index.PacketTable)
+    for _ in range(200):
+        top, left = int(rng.integers(48)), int(rng.integers(64))
+        height, width = int(rng.integers(1, 49 - top)), int(rng.integers(1, 65 - left))
+        part = index.part_at(path, np.array([4, 1]), (top, left, height, width), table=table)
+        assert torch.equal(part, truth[[4, 1], top : top + height, left : left + width])
+
+
+def test_the_device_puts_the_bytes_in_order() -> None:
+    """What the loader hands over lies as T H W C; the normalised batch as the model wants it."""
+    clip = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
+    seen = clip.permute(0, 4, 1, 2, 3)
+    for how in ("imagenet", "clip"):
+        ready = normalize(seen, how)
+        assert ready.is_contiguous() and torch.equal(ready, normalize(seen.contiguous(), how))
+
+
+def test_rows_outside_are_the_usual_error(usual: Path) -> None:
+    for rows in ([60], [-1, 3]):
+        with pytest.raises(VideoError, match="60 frames"):
+            index.part_at(str(usual), np.array(rows), (0, 0, 8, 8), table=index.scan(str(usual)))
+
+
+def test_a_manifest_file_has_its_index_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.csv"
+    file.touch()
+    assert index.index_file(file) == tmp_path / "manifest.csv.index"
+
+
+def test_pictures_and_missing_files_are_left_to_others(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"gone\.mp4"):
+        index.table_of(str(tmp_path / "gone.mp4"), None)
+    rows = (Row(f"{tmp_path}#fps=5"),)
+    assert index.build(Manifest(rows, (), str(tmp_path / "m.csv"))) == (0, 0, {})

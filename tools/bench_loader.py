@@ -1,0 +1,220 @@
+"""Our loader against the published one, paired in one run: prints JSON, and writes the record.
+
+    .venv/bin/python tools/bench_loader.py [--sets 256 720 1080] [--pairs 5] [--out FILE]
+
+Both sides load the same clips (16 frames, stride 4, 224 pixels) of the same files with the same
+number of worker processes, and take turns. The files are some of the videos in VIDLEARN_VIDEOS,
+scaled to one size and encoded as H.264 with a key frame every 250 frames, as most videos from the
+net are; and their copies by `vidlearn data transcode`. Time is CPU time of all processes, from the
+start of the workers to their end, for a clip. Ours ends with uint8, which the device normalises;
+`normalised` says what that takes where the device is this CPU. The floor is what libavcodec alone
+takes for the pictures that must be decoded, their bytes in memory. The published loader is
+`published_loader.py`; its index is none, ours is made before.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from published_loader import Order, published_loader
+from vidlearn import measure
+from vidlearn.batch import ClipDataset, _Loader
+from vidlearn.datasets import Manifest, folder_manifest, index, transcode
+from vidlearn.datasets.write import encode
+from vidlearn.sample import ClipSpec, clip_indices
+from vidlearn.storage import frame_table, iter_frames, open_video
+from vidlearn.transform import ClipTransform, normalize
+
+SIZES = {"256": (340, 256), "720": (1280, 720), "1080": (1920, 1080)}
+VIDEOS, FRAMES, SIZE = 4, {"256": 300, "720": 240, "1080": 240}, 224
+NET = {"sc_threshold": "40", "mbtree": "1"}  # x264 as it is when nobody sets anything
+Keys = list[tuple[int, int]]  # (epoch, sample) of each clip
+
+
+def sources() -> list[Path]:
+    """Some real videos of many frames, the same every time."""
+    folder = Path(os.environ.get("VIDLEARN_VIDEOS", "../shared/videos/singles")) / "ok"
+    found = [p for p in sorted(folder.glob("*")) if frame_table(p).n_frames >= 100]
+    wide = [p for p in found if frame_table(p).width > frame_table(p).height]
+    if len(wide) < VIDEOS:
+        raise SystemExit(f"{folder}: {len(wide)} videos of 100 frames. Set VIDLEARN_VIDEOS")
+    return sorted(wide, key=lambda p: -frame_table(p).n_frames)[:VIDEOS]
+
+
+def scaled(source: Path, width: int, height: int, n: int) -> Iterator[np.ndarray]:
+    """n frames of a video, forwards and backwards, in this size."""
+    frames = []
+    for image in islice(iter_frames(source), n):
+        frame = av.VideoFrame.from_ndarray(image, "rgb24")
+        frame = frame.reformat(width, height, "rgb24", interpolation="BICUBIC", threads=1)
+        frames.append(frame.to_ndarray())
+    return islice(cycle(frames + frames[-2:0:-1]), n)
+
+
+def make(folder: Path, name: str) -> Manifest:
+    """The videos of one size, their index, and their layered copies."""
+    for source in sources():
+        path = folder / name / f"{source.stem}.mp4"
+        if not path.exists():
+            frames = scaled(source, *SIZES[name], FRAMES[name])
+            encode(path, frames, 30.0, gop=250, b_frames=3, options=NET)
+    data = folder_manifest(folder / name)
+    transcode.transcode_all(data, folder / f"{name}-layered", transcode.Plan("layered", 256))
+    return data
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    every = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in every)
+
+
+def timed(batches: Callable[[], Iterable[Any]], clips: int) -> tuple[float, float]:
+    """CPU and wall milliseconds a clip."""
+    began, mark = cpu_s(), time.perf_counter()
+    for _ in batches():
+        pass
+    return 1e3 * (cpu_s() - began) / clips, 1e3 * (time.perf_counter() - mark) / clips
+
+
+def ours(dataset: ClipDataset, keys: Keys, batch: int, workers: int) -> Any:
+    """Our loader over these clips."""
+    return _Loader(
+        dataset, workers, batch_sampler=[keys[i : i + batch] for i in range(0, len(keys), batch)]
+    )
+
+
+def normalised(batches: Any) -> Iterator[torch.Tensor]:
+    """As the published loader gives them."""
+    return (normalize(batch.clips) for batch in batches)
+
+
+def orders(dataset: ClipDataset, keys: Keys) -> list[Order]:
+    """The same clips for the published loader."""
+    found = []
+    for epoch, number in keys:
+        rng = np.random.default_rng((dataset.seed, epoch, number, 1))
+        path = dataset.manifest.rows[number].path
+        table = frame_table(path)
+        rows = clip_indices(dataset.spec, table.n_frames, table.fps, rng=rng)[0]
+        found.append((path, rows, *dataset.transform.draw(table.height, table.width, rng)))
+    return found
+
+
+def floor_ms(clips: list[tuple[str, np.ndarray]]) -> float:
+    """CPU milliseconds a clip of libavcodec alone: the least of three."""
+    best = np.inf
+    for _ in range(3):
+        total = 0.0
+        for path, rows in clips:
+            table = frame_table(path)
+            wanted, first = {*table.ticks[rows].tolist()}, table.decode_order[table.start[rows[0]]]
+            spare = {*table.ticks[~table.referenced].tolist()} - wanted
+            last = table.decode_order[rows].max()
+            with open_video(path) as (container, stream):
+                packets = [*islice(container.demux(stream), int(last) + 1)][int(first) :]
+                packets = [packet for packet in packets if packet.pts not in spare]
+                began = time.process_time()
+                for packet in packets:
+                    packet.decode()
+                stream.codec_context.decode(None)
+                total += time.process_time() - began
+        best = min(best, 1e3 * total / len(clips))
+    return best
+
+
+def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One size: both sides, and ours on the layered copies."""
+    copies = folder_manifest(folder / f"{name}-layered")
+    n, sides = (args.clips if name == "256" else args.clips // 4), {}
+    keys = [(k // len(data), k % len(data)) for k in range(n)]
+    batch = 8 if name == "256" else 4
+    spec, look = ClipSpec(start_grid=4), ClipTransform(SIZE)
+    plain, layered = (ClipDataset(d, spec, look, backend="auto") for d in (data, copies))
+    for dataset in (plain, layered):
+        index.build(dataset.manifest, jobs=1)
+    asked = orders(plain, keys)
+    check(asked, ours(plain, keys, batch, 0))
+    decord = ClipDataset(data, spec, look)
+    for path, *_ in asked:
+        frame_table(path)  # decord's way remembers tables while the process lives
+    sides = {
+        "published": lambda: published_loader(asked, SIZE, batch, args.workers),
+        "ours": lambda: ours(plain, keys, batch, args.workers),
+        "ours, normalised": lambda: normalised(ours(plain, keys, batch, args.workers)),
+        "ours, decord": lambda: ours(decord, keys, batch, args.workers),
+        "ours, layered": lambda: ours(layered, keys, batch, args.workers),
+    }
+    rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for number in range(args.pairs):
+        for side in list(sides)[:: -1 if number % 2 else 1]:
+            rounds[side].append(timed(sides[side], n))
+    table = frame_table(copies.rows[0].path)
+    assert table.seekable, table.why
+    on_copies = [
+        (c, rows) for c, (_, rows, *_) in zip([copies.rows[i].path for _, i in keys], asked)
+    ]
+    floors = {
+        "ours": floor_ms([(path, rows) for path, rows, *_ in asked]),
+        "ours, layered": floor_ms(on_copies),
+    }
+    return {"clips": n, "batch": batch, "floor_ms": floors, "sides": summary(rounds, floors)}
+
+
+def check(asked: list[Order], batches: Any) -> None:
+    """Do both sides give the same clips, within a grey level of 2/255 after resizing?"""
+    for theirs, batch in zip(
+        published_loader(asked[:8], SIZE, len(next(iter(batches)).clips), 0), batches
+    ):
+        near = (normalize(batch.clips) - theirs).abs().max()
+        assert near < 1.1 / 255 / 0.224, f"the clips differ by {near}"
+        break
+
+
+def summary(rounds: dict[str, list[tuple[float, float]]], floors: dict[str, float]) -> Any:
+    """Medians, and the ratios of the pairs: middle, least, greatest."""
+    base, told = np.array(rounds["published"]), {}
+    for side, found in rounds.items():
+        both = np.array(found)
+        (cpu, wall), ratios = np.median(both, 0), base / both
+        told[side] = {"cpu_ms": round(cpu, 2), "wall_ms": round(wall, 2)}
+        for k, what in enumerate(("times_cpu", "times_wall")):
+            spread = np.median(ratios[:, k]), ratios[:, k].min(), ratios[:, k].max()
+            told[side][what] = [round(float(x), 2) for x in spread]
+        if side in floors:
+            told[side]["over_floor"] = round(float(both[:, 0].min() / floors[side]), 3)
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sets", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--clips", type=int, default=128, help="of 340 x 256; a quarter of others")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="folder for the videos; by default a new one")
+    parser.add_argument("--out", type=Path, default=Path("book/_static/records/loader.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.work or Path(temporary)
+        found = {name: compare(name, make(folder, name), folder, args) for name in args.sets}
+    about = {"machine": measure.machine_card(), "workers": args.workers, "pairs": args.pairs}
+    text = json.dumps({**about, "sets": found}, indent=1)
+    args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

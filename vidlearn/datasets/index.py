@@ -1,0 +1,344 @@
+"""Where each picture lies in its file: a clip becomes one read, and no file is scanned twice.
+
+Input: the videos of a data set. Output: a file beside the manifest, SQLite, with a row for each
+video as it was (size, time); tables from it; parts of frames, cropped before they become RGB.
+Traded: only H.264 and HEVC in mp4 are read so. What comes out other than the index says is read
+again by `decode`, whose word is final. Chapters 2 and 4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidlearn.datasets import sequences
+from vidlearn.datasets.manifest import MARK, Manifest
+from vidlearn.errors import VideoError, VidlearnError
+from vidlearn.storage import FrameTable, frame_table, open_video, upright
+
+VERSION = 1  # of what stands in a row
+DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
+PLANAR = ("yuv420p", "yuvj420p")
+COLUMNS = ("pts_s", "ticks", "place", "bytes", "decode_order", "start", "is_key", "referenced")
+ROW = np.dtype([*zip(COLUMNS, ("f8", "i8", "i8", "i8", "i4", "i4", "?", "?"))])
+ABOUT = ("codec", "width", "height", "rotation_deg", "fps", "seekable", "why")
+TABLE = "path TEXT PRIMARY KEY, bytes INT, time_ns INT, content BLOB"
+Box = tuple[int, int, int, int]  # top, left, height, width
+Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
+
+
+@dataclass(frozen=True, eq=False)
+class PacketTable(FrameTable):
+    """A FrameTable whose pictures can be had without opening the file as a video.
+
+    `place` is where a row's bytes begin in the file, `head` what the decoder must know before.
+    """
+
+    place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    head: bytes = b""
+
+
+def part_at(
+    path: str, rows: np.ndarray, box: Box, *, backend: str = "auto", table: FrameTable | None = None
+) -> Tensor:
+    """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
+
+    `backend` "auto" takes one read of the file where the table allows it, else PyAV. Errors are
+    those of `decode.frames_at`.
+    """
+    table = table or scan(path)
+    if backend == "auto" and isinstance(table, PacketTable):
+        if (part := _direct(table, rows, box)) is not None:
+            return torch.from_numpy(part)
+    how = "pyav" if backend == "auto" else backend
+    frames = sequences.frames_at(path, rows, backend=how, table=table)
+    top, left, height, width = box
+    return frames[:, top : top + height, left : left + width]
+
+
+def _direct(table: PacketTable, rows: np.ndarray, box: Box) -> np.ndarray | None:
+    """The same, or None where something else comes out than the index says."""
+    wanted, places = np.unique(rows, return_inverse=True)
+    if wanted[0] < 0 or wanted[-1] >= table.n_frames:
+        return None
+    row_of, groups, order = np.argsort(table.decode_order), table.start[wanted], table.decode_order
+    part = np.empty((len(wanted), *box[2:], 3), np.uint8)
+    number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
+    draw, size, sent, came = _canvas(table, box), (table.width, table.height), 0, 0
+    context = _decoder(table.codec, table.head, os.getpid())
+    try:
+        with open(table.path, "rb", buffering=0) as file:
+            for start in np.unique(groups):
+                begin, goals = order[start] if start else 0, order[wanted[groups == start]]
+                send = row_of[begin : goals.max() + 1]
+                needed = table.referenced[send]
+                needed[goals - begin] = True  # others that nothing refers to are left out
+                send = send[needed]
+                sent += len(send)
+                for packet in _packets(file.fileno(), table, send):
+                    for frame in context.decode(packet):
+                        came += 1
+                        if frame.is_corrupt or (frame.width, frame.height) != size:
+                            return None
+                        if (i := number.get(frame.pts)) is not None:
+                            draw(frame, part[i])
+                context.flush_buffers()  # and can begin another group
+    except (av.FFmpegError, OSError):
+        return None  # `decode` finds out what it is
+    finally:
+        context.flush_buffers()
+    if came < sent:
+        return None
+    return part if np.array_equal(wanted, rows) else part[places]
+
+
+def _packets(file: int, table: PacketTable, rows: np.ndarray) -> Iterator[Any]:
+    """What the decoder is given for these rows, which are read at once; None at the end."""
+    places, sizes = table.place[rows], table.bytes[rows]
+    begin = int(places.min())
+    end = int((places + sizes).max())
+    data = memoryview(os.pread(file, end - begin, begin))
+    if len(data) == end - begin:  # else the file has become shorter, and too few frames come
+        for place, size, tick in zip(
+            (places - begin).tolist(), sizes.tolist(), table.ticks[rows].tolist()
+        ):
+            packet = av.Packet(data[place : place + size])  # type: ignore[arg-type] # any buffer
+            packet.pts = tick
+            yield packet
+        yield None
+
+
+@lru_cache(maxsize=2)  # each holds the pictures that others refer to
+def _decoder(codec: str, head: bytes, _process: int) -> Any:
+    context: Any = av.CodecContext.create(codec, "r")
+    context.extradata, context.thread_count = head, 1
+    return context
+
+
+def _canvas(table: FrameTable, box: Box) -> Callable[[Any, np.ndarray], None]:
+    """Draws the part of a PyAV frame as RGB. Four pixels share a colour, so it is cut in pairs."""
+    top, left, height, width = box
+    y, x = top // 2 * 2, left // 2 * 2
+    high, wide = (height + top - y + 1) // 2 * 2, (width + left - x + 1) // 2 * 2
+    cuts = [np.s_[y >> k : (y + high) >> k, x >> k : (x + wide) >> k] for k in (0, 1, 1)]
+    inside = np.s_[top - y : top - y + height, left - x : left - x + width]
+    made: dict[str, tuple[Any, list[np.ndarray]]] = {}
+
+    def lines(plane: Any) -> np.ndarray:
+        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+
+    def draw(frame: Any, target_HWC: np.ndarray) -> None:
+        kind = frame.format.name
+        if kind not in PLANAR or table.width % 2 or table.height % 2:
+            target_HWC[:] = upright(frame)[top : top + height, left : left + width]
+            return
+        if kind not in made:
+            small = av.VideoFrame(wide, high, kind)
+            small.color_range, small.colorspace = frame.color_range, frame.colorspace
+            planes = [lines(plane) for plane in small.planes]
+            made[kind] = small, [p[: high >> k, : wide >> k] for p, k in zip(planes, (0, 1, 1))]
+        small, planes = made[kind]
+        for source, plane, cut in zip(frame.planes, planes, cuts):
+            plane[:] = lines(source)[cut]
+        (rgb,) = small.reformat(format="rgb24", threads=1).planes
+        target_HWC[:] = lines(rgb)[:, : 3 * wide].reshape(high, wide, 3)[inside]
+
+    return draw
+
+
+def scan(path: str) -> FrameTable:
+    """What is in a video, read anew: a PacketTable where the places of its pictures are sure."""
+    table = frame_table(path)
+    if table.codec not in DIRECT or not len(table.ticks):
+        return table
+    places = []
+    with open_video(path) as (container, stream), open(path, "rb", buffering=0) as file:
+        head = bytes(stream.codec_context.extradata or b"")
+        for packet in container.demux(stream) if "mp4" in container.format.name else ():
+            if packet.size:
+                place = -1 if packet.pos is None else packet.pos
+                if place < 0 or os.pread(file.fileno(), packet.size, place) != bytes(packet):
+                    return table  # what the decoder is given does not stand there as it is
+                places.append(place)
+    if len(places) != table.n_frames:
+        return table
+    own = {f.name: getattr(table, f.name) for f in fields(FrameTable)}
+    found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
+    # Turns and colours may stand in the container alone: then the first frame comes out different.
+    alone = _direct(found, np.zeros(1, np.int64), (0, 0, table.height, table.width))
+    whole = sequences.frames_at(path, [0], backend="pyav", table=table).numpy()
+    return found if alone is not None and np.array_equal(alone, whole) else table
+
+
+def index_file(source: str | os.PathLike[str]) -> Path:
+    """The index of a manifest or of a folder of videos."""
+    source = Path(source)
+    return source / "videos.index" if source.is_dir() else source.with_name(f"{source.name}.index")
+
+
+def table_of(path: str, index: Path | None = None, backend: str = "auto") -> FrameTable:
+    """What is in a video: from the index if it knows the file as it is now, else read anew."""
+    if MARK.fullmatch(path):
+        return sequences.frame_table(path)
+    try:
+        info = os.stat(path)
+    except OSError:
+        return frame_table(path)  # whose error names the file
+    return _table(path, (info.st_size, info.st_mtime_ns), index, backend == "auto")
+
+
+@lru_cache(maxsize=4096)
+def _table(path: str, stamp: Stamp, index: Path | None, direct: bool) -> FrameTable:
+    if index and (opened := _opened(index, os.getpid())):
+        words = "SELECT content FROM videos WHERE path = ? AND bytes = ? AND time_ns = ?"
+        try:
+            row = opened.execute(words, (_key(path, index), *stamp)).fetchone()
+            if row:
+                return _unpack(path, row[0])
+        except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError) as error:
+            raise VidlearnError(f"{index}: is damaged ({error}). Delete it") from error
+    return scan(path) if direct else frame_table(path)
+
+
+@lru_cache(maxsize=8)  # a connection may not cross a fork
+def _opened(index: Path, _process: int) -> sqlite3.Connection | None:
+    """The index to read, without locks, which shared disks lack: it is replaced, not changed."""
+    if not index.exists():
+        return None
+    address = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"
+    opened = sqlite3.connect(address, uri=True)
+    try:
+        version = opened.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error as error:
+        raise VidlearnError(f"{index}: is no index ({error}). Delete it") from error
+    if version != VERSION:
+        raise VidlearnError(f"{index}: has version {version}, not {VERSION}. Delete it")
+    return opened
+
+
+def _key(path: str, index: Path) -> str:
+    """A file below the index's folder by its relative path, so that all may move together."""
+    return os.path.relpath(path, index.parent)
+
+
+def _pack(table: FrameTable) -> bytes:
+    rows = np.zeros(table.n_frames, ROW)
+    head = table.head.hex() if isinstance(table, PacketTable) else None
+    for name in COLUMNS:
+        column = getattr(table, name, ())
+        if len(column):
+            rows[name] = column
+    about: dict[str, Any] = {name: getattr(table, name) for name in ABOUT}
+    about |= {"counted": not len(table.ticks), "head": head}
+    words = json.dumps(about).encode()
+    return zlib.compress(len(words).to_bytes(4, "big") + words + rows.tobytes(), 1)
+
+
+def _unpack(path: str, content: bytes) -> FrameTable:
+    data = zlib.decompress(content)
+    end = 4 + int.from_bytes(data[:4], "big")
+    about, rows = json.loads(data[4:end]), np.frombuffer(data[end:], ROW)
+    every, start = np.arange(len(rows)), rows["start"]
+    order = np.sort(rows["decode_order"])
+    if not len(rows) or (order != every).any() or (start < 0).any() or (start > every).any():
+        raise ValueError(f"of {path}")
+    wide = {"decode_order": np.int64, "start": np.int64}
+    columns = {name: rows[name].astype(wide.get(name, rows[name].dtype)) for name in COLUMNS}
+    columns["ticks"] = columns["ticks"][: 0 if about.pop("counted") else None]
+    place, head = columns.pop("place"), about.pop("head")
+    for column in columns.values():
+        column.setflags(write=False)
+    own = {"path": path, **about, **columns}
+    return FrameTable(**own) if head is None else PacketTable(
+        **own, place=place, head=bytes.fromhex(head)
+    )  # fmt: skip
+
+
+def _scanned(path: str) -> tuple[Stamp, bytes, str]:
+    """Stamp, row and "", or why the video cannot be read."""
+    try:
+        info = os.stat(path)
+        return (info.st_size, info.st_mtime_ns), _pack(scan(path)), ""
+    except VideoError as error:
+        return (0, 0), b"", error.cause
+    except OSError as error:
+        return (0, 0), b"", error.strerror or repr(error)
+
+
+def build(
+    data: Manifest, *, jobs: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> tuple[int, int, dict[str, str]]:
+    """Write or bring up to date the index of a data set: videos, those new of them, path -> cause.
+
+    jobs: processes, None for one a core. progress(done, all). VidlearnError: a process died.
+    """
+    target, bad = index_file(data.source), {}
+    part = target.with_name(f".{target.name}.part")  # a call that was cut goes on with it
+    paths = [p for p in dict.fromkeys(row.path for row in data.rows) if not MARK.fullmatch(p)]
+    if target.exists() and not part.exists():
+        part.write_bytes(target.read_bytes())
+    with closing(sqlite3.connect(part)) as db:
+        if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+            db.execute("DROP TABLE IF EXISTS videos")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
+        known = {
+            path: stamp for path, *stamp in db.execute("SELECT path, bytes, time_ns FROM videos")
+        }
+        todo = [p for p in paths if known.get(_key(p, target)) != _stamp(p)]
+        try:
+            for done, (path, (stamp, content, cause)) in enumerate(_scans(todo, jobs), 1):
+                row = (_key(path, target), *stamp, content)
+                if cause:
+                    bad[path] = cause
+                else:
+                    db.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?)", row)
+                if done % 256 == 0:
+                    db.commit()
+                if progress:
+                    progress(len(paths) - len(todo) + done, len(paths))
+        finally:
+            db.commit()
+    os.replace(part, target)
+    return len(paths) - len(bad), len(todo) - len(bad), bad
+
+
+def _stamp(path: str) -> list[int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return [info.st_size, info.st_mtime_ns]
+
+
+def _scans(paths: list[str], jobs: int | None) -> Iterator[tuple[str, Any]]:
+    """What `_scanned` says of each, in the order given, from so many processes."""
+    jobs = min(jobs or os.cpu_count() or 1, 1 + len(paths) // 16)
+    if jobs <= 1:
+        yield from ((path, _scanned(path)) for path in paths)
+        return
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+    try:
+        yield from zip(paths, pool.map(_scanned, paths, chunksize=8))
+    except BrokenProcessPool as error:
+        remedy = "`vidlearn data check` finds it; the same command goes on"
+        raise VidlearnError(f"a process died at one of {len(paths)} videos. {remedy}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
