@@ -103,7 +103,7 @@ def test_pictures_that_nobody_needs_are_left_out(usual: Path) -> None:
     real = index._decoder(table.codec, table.head, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "_decoder", lambda *_: Counted(real))
-        index._direct(table, np.array([0, 4, 8]), (0, 0, 48, 64))
+        index.part_at(str(usual), np.array([0, 4, 8]), (0, 0, 48, 64), table=table)
     spare = (~table.referenced[:9]).sum() - (~table.referenced[[0, 4, 8]]).sum()
     assert 3 <= len(sent) <= 9 + 2 - spare
 

@@ -87,6 +87,30 @@ def check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
     return int(bad > 0)
 
 
+def index(data: Positional[Path], jobs: int | None = None) -> int:
+    """Write where each picture lies in its file, beside the manifest; only what is new is read.
+
+    Args:
+        data: folder of videos or manifest.
+        jobs: processes; None: one a core.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vidlearn.datasets import index as places
+
+    found = open_data(data)
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        advance = partial(bar.update, bar.add_task("videos"))
+        n, new, bad = places.build(
+            found, jobs=jobs, progress=lambda i, n: advance(completed=i, total=n)
+        )
+    print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
+    told = f"{places.index_file(found.source)}: {n} videos, {new} of them new"
+    print(told + f"; {len(bad)} cannot be read" * bool(bad))
+    return int(bool(bad))
+
+
 def transcode(
     data: Positional[Path], out: Positional[Path],
     recipe: Literal["layered", "gop12", "intra", "gop250"] = "layered", short_side: int = 256,

@@ -56,16 +56,18 @@ class PacketTable(FrameTable):
 
 
 def part_at(
-    path: str, rows: np.ndarray, box: Box, *, backend: str = "auto", table: FrameTable | None = None
-) -> Tensor:
+    path: str, rows: np.ndarray, box: Box, *, backend: str = "auto",
+    table: FrameTable | None = None, mark: Callable[[str], Any] = lambda _: None,
+) -> Tensor:  # fmt: skip
     """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
 
     `backend` "auto" takes one read of the file where the table allows it, else PyAV. Errors are
-    those of `decode.frames_at`.
+    those of `decode.frames_at`. `mark` hears what begins: read, decode, colour.
     """
     table = table or scan(path)
+    mark("decode")
     if backend == "auto" and isinstance(table, PacketTable):
-        if (part := _direct(table, rows, box)) is not None:
+        if (part := _direct(table, rows, box, mark)) is not None:
             return torch.from_numpy(part)
     how = "pyav" if backend == "auto" else backend
     frames = sequences.frames_at(path, rows, backend=how, table=table)
@@ -73,7 +75,9 @@ def part_at(
     return frames[:, top : top + height, left : left + width]
 
 
-def _direct(table: PacketTable, rows: np.ndarray, box: Box) -> np.ndarray | None:
+def _direct(
+    table: PacketTable, rows: np.ndarray, box: Box, mark: Callable[[str], Any]
+) -> np.ndarray | None:
     """The same, or None where something else comes out than the index says."""
     wanted, places = np.unique(rows, return_inverse=True)
     if wanted[0] < 0 or wanted[-1] >= table.n_frames:
@@ -92,13 +96,17 @@ def _direct(table: PacketTable, rows: np.ndarray, box: Box) -> np.ndarray | None
                 needed[goals - begin] = True  # others that nothing refers to are left out
                 send = send[needed]
                 sent += len(send)
+                mark("read")
                 for packet in _packets(file.fileno(), table, send):
+                    mark("decode")
                     for frame in context.decode(packet):
                         came += 1
                         if frame.is_corrupt or (frame.width, frame.height) != size:
                             return None
                         if (i := number.get(frame.pts)) is not None:
+                            mark("colour")
                             draw(frame, part[i])
+                            mark("decode")
                 context.flush_buffers()  # and can begin another group
     except (av.FFmpegError, OSError):
         return None  # `decode` finds out what it is
@@ -182,7 +190,8 @@ def scan(path: str) -> FrameTable:
     own = {f.name: getattr(table, f.name) for f in fields(FrameTable)}
     found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
     # Turns and colours may stand in the container alone: then the first frame comes out different.
-    alone = _direct(found, np.zeros(1, np.int64), (0, 0, table.height, table.width))
+    whole_frame = (0, 0, table.height, table.width)
+    alone = _direct(found, np.zeros(1, np.int64), whole_frame, lambda _: None)
     whole = sequences.frames_at(path, [0], backend="pyav", table=table).numpy()
     return found if alone is not None and np.array_equal(alone, whole) else table
 
