@@ -20,6 +20,7 @@ SPLITS = {
     "val": "val", "valid": "val", "validate": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+LISTED = ("manifest.csv", "manifest.parquet")
 LAYOUTS = "<split>/<class>/x.mp4, <split>/x.mp4, <class>/x.mp4 or x.mp4"
 
 
@@ -38,8 +39,10 @@ def open_data(path: str | os.PathLike[str]) -> Manifest:
         raise VidlearnError(f"{path}: is a single video. Give its folder, or a manifest")
     if path.is_file():
         return read_manifest(path)
-    listed = path / "manifest.csv"
-    return read_manifest(listed) if listed.exists() else folder_manifest(path)
+    listed = [path / name for name in LISTED if (path / name).exists()]
+    if len(listed) > 1:
+        raise VidlearnError(f"{path}: holds {' and '.join(LISTED)}. Give one of the two")
+    return read_manifest(listed[0]) if listed else folder_manifest(path)
 
 
 def folder_manifest(root: str | os.PathLike[str]) -> Manifest:

@@ -1,24 +1,28 @@
 """The manifest: one row for each video, or for each labelled segment of a video.
 
 Input: a CSV file with the header path,label,split,start_s,end_s,source_id (only path must be
-there; relative paths count from the CSV's folder), or a published list without header, one
-"path label" or "path::label" a line. Output: a Manifest. Traded: rows are checked for form,
-not for the videos behind them; a missing or broken video is found, counted and named when its
-turn comes, because opening a million files to start a run costs more than it saves. Taught in
-the chapter "Video datasets and what they cost".
+there; relative paths count from the CSV's folder), a Parquet file with such columns, or a published
+list without header, one "path label" or "path::label" a line. Output: a Manifest. Traded: rows are
+checked for form, not for the videos behind them; a missing or broken video is found, counted and
+named when its turn comes, because opening a million files to start a run costs more than it saves.
+Rows of a CSV are Python objects, half a kilobyte each: for millions there is Parquet, whose rows
+are made when asked for (`columns`). Taught in the chapter "Video datasets and what they cost".
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 import re
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -30,6 +34,8 @@ VIDEO_SUFFIXES = frozenset(
 MOST_CLASSES = 100_000  # a larger number in a published list is no class
 # What a path says of pictures that are no video: their rate, or which of the cameras.
 MARK = re.compile(r"(?P<file>.+)#(?:fps=(?P<fps>\d+(?:\.\d+)?)|camera=(?P<camera>\d+))", re.DOTALL)
+
+UNCLEAN = re.compile(r"//|/\.?$|/\./|^\./")  # what pathlib would write in another way
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,47 @@ COLUMNS = tuple(field.name for field in fields(Row))
 EXPECTED = f"A manifest is a CSV with the header {','.join(COLUMNS)}, of which only path must be"
 
 
+class Rows(Sequence[Row]):
+    """Rows that are not held as objects, and what a Manifest asks of them."""
+
+    @abstractmethod
+    def numbered(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """As the function `numbered`."""
+
+    @abstractmethod
+    def taken(self, mask: np.ndarray, split: str | None) -> Rows:
+        """As the function `_taken`."""
+
+
+def numbered(rows: Sequence[Row], name: str) -> tuple[np.ndarray, list[str]]:
+    """The number of each row's value of "label", "split" or "source", and the values, sorted.
+
+    A row's source is its source_id, or else its path.
+    """
+    if isinstance(rows, Rows):
+        return rows.numbered(name)
+    if name == "source":
+        values = [row.source_id or row.path for row in rows]
+    else:
+        values = [getattr(row, name) for row in rows]
+    names = sorted(set(values))
+    number = {value: i for i, value in enumerate(names)}
+    return np.array([number[value] for value in values], np.int64), names
+
+
+def _taken(rows: Sequence[Row], mask: np.ndarray, split: str | None = None) -> Sequence[Row]:
+    """The rows where the mask is True; with a split, in that split."""
+    if isinstance(rows, Rows):
+        return rows.taken(mask, split)
+    chosen = compress(rows, mask.tolist())
+    return tuple(chosen if split is None else (replace(row, split=split) for row in chosen))
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Rows, the names of their classes in the order of their numbers, and where they came from."""
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     classes: tuple[str, ...]
     source: str
 
@@ -65,22 +107,28 @@ class Manifest:
 
     def split(self, name: str) -> Manifest:
         """The rows of one split, with the classes of the whole; VidlearnError if there are none."""
-        rows = tuple(row for row in self.rows if row.split == name)
-        if not rows:
-            known = ", ".join(sorted({row.split for row in self.rows} - {""})) or "no splits"
-            raise VidlearnError(f"{self.source}: no rows of the split {name!r}; it has {known}")
-        return replace(self, rows=rows)
+        number, names = numbered(self.rows, "split")
+        if name not in names:
+            raise self._no_rows(name, names)
+        return replace(self, rows=_taken(self.rows, number == names.index(name)))
+
+    def _no_rows(self, name: str, names: Iterable[str]) -> VidlearnError:
+        known = ", ".join(sorted({*names} - {""})) or "no splits"
+        return VidlearnError(f"{self.source}: no rows of the split {name!r}; it has {known}")
 
     def training(self) -> Manifest:
         """The rows to train on: those of the split "train" if there are any, else all."""
-        return self.split("train") if any(row.split == "train" for row in self.rows) else self
+        return self.split("train") if "train" in numbered(self.rows, "split")[1] else self
 
     def splits(self, seed: int = 0) -> tuple[dict[str, Manifest], str]:
         """train and what to evaluate on, and in words how the split was made.
 
         Data without a split gets a fixed one, in which rows of one source_id stay together.
         """
-        names = {row.split for row in self.rows if row.label}
+        label, labels = numbered(self.rows, "label")
+        split, known = numbered(self.rows, "split")
+        labelled = np.array([name != "" for name in labels], bool)[label]
+        names = {known[i] for i in np.unique(split[labelled])}
         if not names:
             raise ConfigError(
                 f"{self.source}: no labels. A probe needs class folders or a manifest"
@@ -88,16 +136,22 @@ class Manifest:
         if "train" in names and names & {"val", "test"}:
             own = [name for name in ("train", "val", "test", "far") if name in names]
             return {name: self.split(name) for name in own}, "the data's own"
-        rng, source = np.random.default_rng(seed), [row.source_id or row.path for row in self.rows]
-        place: dict[str, str] = {}
-        for label in self.classes:
-            group = {s for s, row in zip(source, self.rows) if row.label == label} - place.keys()
-            for i, s in enumerate(rng.permutation(sorted(group)).tolist()):
-                place[s] = "test" if i < round(0.3 * len(group)) else "train"
-        rows = (replace(r, split=place.get(s, "train")) for s, r in zip(source, self.rows))
-        made = replace(self, rows=tuple(rows))
+        none = len(self.classes)
+        class_of = np.array([self._number_of.get(name, none) for name in labels])[label]
+        source, sources = numbered(self.rows, "source")
+        first = np.full(len(sources), none)  # a source's class, the first of several
+        np.minimum.at(first, source, class_of)
+        order, rng = np.argsort(first, kind="stable"), np.random.default_rng(seed)
+        is_test = np.zeros(len(sources), bool)
+        for group in np.split(order, np.searchsorted(first[order], np.arange(none + 1)))[1:-1]:
+            is_test[rng.permutation(group)[: round(0.3 * len(group))]] = True
+        made = {}
+        for name, mask in (("train", ~is_test[source]), ("test", is_test[source])):
+            if not mask.any():
+                raise self._no_rows(name, {"train", "test"} - {name})
+            made[name] = replace(self, rows=_taken(self.rows, mask, name))
         how = f"none in the data: 7 to 3 in each class, by source_id or else file, seed {seed}"
-        return {s: made.split(s) for s in ("train", "test")}, how
+        return made, how
 
     def label_index(self, row: Row) -> int:
         """The number of the row's class, -1 for a row without label."""
@@ -123,27 +177,24 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read a CSV with header, or a published list of "path label" lines.
+    """Read a CSV with header, a published list of "path label" lines, or a .parquet file.
 
     A list's labels are class numbers and stay so: class 7 has the name "7" and the index 7.
 
     Raises:
         VidlearnError: no such file, not text, a column that is unknown or missing (with those
             that are expected), a bad number (with its line), one segment in two rows.
+        ConfigError: a .parquet file, and no pyarrow.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise VidlearnError(f"{path}: {error.strerror}. {EXPECTED}") from error
-    except UnicodeDecodeError as error:
-        raise VidlearnError(f"{path}: byte {error.start} is not UTF-8 text. {EXPECTED}") from error
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    if _list_item(first):
-        rows = _read_list(path, text)
+    if is_parquet(path):
+        from vidlearn.datasets.columns import open_parquet  # needs pyarrow
+
+        return open_parquet(path)
+    rows = dict(read_rows(path))
+    if _is_list(path):
         classes = _list_classes(path, rows)
     else:
-        rows = _read_csv(path, text)
         classes = class_names(row.label for row in rows.values())
     if not rows:
         raise VidlearnError(f"{path}: the manifest has no rows. Give one for each video")
@@ -154,50 +205,106 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return Manifest(tuple(rows.values()), classes, str(path))
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a manifest is, or is to be, in that format: from its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a CSV or a published list as they are read, with the lines on which they end.
+
+    VidlearnError: as `read_manifest`, but for segments in two rows, which would need all of them.
+    """
+    yield from _read_list(path) if _is_list(path) else _read_csv(path)
+
+
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> Path:
-    """Write rows as CSV; paths below the file's folder become relative, so the folder can move."""
+    """Write rows as they come, as Parquet if the file is called so, else as CSV.
+
+    Paths below the file's folder become relative, so the folder can move.
+
+    Raises:
+        VidlearnError: a path that is not UTF-8. ConfigError: Parquet, and no pyarrow.
+    """
     path = Path(path)
-    folder = path.parent.absolute()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        video = Path(row.path).absolute()
-        name = str(video.relative_to(folder) if video.is_relative_to(folder) else video)
-        writer.writerow([name, row.label, row.split, row.start_s, row.end_s, row.source_id])
     # Written beside and renamed: whoever reads meanwhile sees the old file or the new one.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(text.getvalue().encode())
+        if is_parquet(path):
+            from vidlearn.datasets.columns import write_parquet
+
+            write_parquet(beside, _stored(path, rows))
+        else:
+            with open(beside, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                writer.writerows(_stored(path, rows))
+        return beside.replace(path)
     except UnicodeEncodeError as error:
         name = error.object[max(0, error.start - 40) : error.end]
         raise VidlearnError(f"{path}: {name!r} is not UTF-8. Rename that video") from error
-    return beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
-def _read_csv(path: Path, text: str) -> dict[int, Row]:
-    """Rows by the line of the file on which they end."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = {}
+def _stored(path: Path, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
+    """The columns of each row, as the file `path` stores them."""
+    here, folder = os.getcwd(), os.path.join(path.parent.absolute(), "")
+    for row in rows:
+        name = os.path.join(here, row.path)
+        name = str(Path(name)) if UNCLEAN.search(name) else name  # pathlib takes 10 us
+        name = name[len(folder) :] if name.startswith(folder) else name
+        yield name, row.label, row.split, row.start_s, row.end_s, row.source_id
+
+
+@contextmanager
+def _opened(path: Path, newline: str) -> Iterator[IO[str]]:
     try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header)
-        for values in reader:
-            if values:
-                rows[reader.line_num] = _row(path, reader.line_num, header, values)
-    except csv.Error as error:
-        raise VidlearnError(f"{path}: line {reader.line_num}: {error}. {EXPECTED}") from error
-    return rows
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise VidlearnError(
+            f"{path}: byte {_bad_byte(path)} is not UTF-8 text. {EXPECTED}"
+        ) from error
+    except OSError as error:
+        raise VidlearnError(f"{path}: {error.strerror}. {EXPECTED}") from error
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _bad_byte(path: Path) -> int:
+    """Where a file ceases to be UTF-8: an error while reading counts from its last buffer."""
+    read = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return read + error.start
+            read += len(line)
+    return read
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    with _opened(path, "") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            check_header(path, header, "in the first line")
+            for values in reader:
+                if values:
+                    yield reader.line_num, _row(path, reader.line_num, header, values)
+        except csv.Error as error:
+            raise VidlearnError(f"{path}: line {reader.line_num}: {error}. {EXPECTED}") from error
+
+
+def check_header(path: Path, header: list[str], where: str) -> None:
+    """VidlearnError: these are not the columns of a manifest."""
     unknown = [name for name in header if name not in COLUMNS]
     if unknown or "path" not in header or len(set(header)) < len(header):
         wrong = f"unknown column {', '.join(map(repr, unknown))}" if unknown else "no column 'path'"
         if not unknown and "path" in header:
             wrong = "a column stands twice"
         raise VidlearnError(
-            f"{path}: {wrong} in the first line. {EXPECTED}; a list without header has lines "
+            f"{path}: {wrong} {where}. {EXPECTED}; a list without header has lines "
             "'path label', its paths ending in .mp4 or the like"
         )
 
@@ -251,20 +358,24 @@ def _is_video(name: str) -> bool:
     return Path(name.strip('"')).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _read_list(path: Path, text: str) -> dict[int, Row]:
-    rows = {}
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        if (item := _list_item(content)) is None:
-            raise VidlearnError(
-                f"{path}: line {line} is {content!r}. A list has lines 'path label', or "
-                "'path::label' where names hold spaces"
-            )
-        video, label = item
-        label = str(int(label)) if label.isdecimal() else label  # 03 and 3 are one class
-        rows[line] = Row(str(path.parent / video), "" if label == "-1" else label)
-    return rows
+def _is_list(path: Path) -> bool:
+    with _opened(path, "\n") as file:
+        return _list_item(next((line for line in file if line.strip()), "")) is not None
+
+
+def _read_list(path: Path) -> Iterator[tuple[int, Row]]:
+    with _opened(path, "\n") as file:
+        for line, content in enumerate(file, start=1):
+            if not content.strip():
+                continue
+            if (item := _list_item(content)) is None:
+                raise VidlearnError(
+                    f"{path}: line {line} is {content.rstrip(chr(10))!r}. A list has lines "
+                    "'path label', or 'path::label' where names hold spaces"
+                )
+            video, label = item
+            label = str(int(label)) if label.isdecimal() else label  # 03 and 3 are one class
+            yield line, Row(str(path.parent / video), "" if label == "-1" else label)
 
 
 def _list_classes(path: Path, rows: dict[int, Row]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vidlearn.datasets.adapters.shared import read_csv, split_of
 from vidlearn.datasets.folder import SPLITS, folder_manifest
-from vidlearn.datasets.manifest import Row, read_manifest
+from vidlearn.datasets.manifest import Row, is_parquet, read_manifest, read_rows
 from vidlearn.errors import VidlearnError
 
 
@@ -20,8 +20,9 @@ def folder(root: Path) -> Iterator[Row]:
 
 
 def published(path: Path) -> Iterator[Row]:
-    """A list of "path label" lines, or another manifest."""
-    yield from read_manifest(path).rows
+    """A list of "path label" lines, or another manifest: so one becomes Parquet, or CSV again."""
+    rows = read_manifest(path).rows if is_parquet(path) else (row for _, row in read_rows(path))
+    yield from rows
 
 
 def metadata(root: Path) -> Iterator[Row]:
