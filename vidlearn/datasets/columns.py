@@ -42,7 +42,7 @@ except ImportError as error:
 
 VERSION = 1  # of the Arrow file
 BATCH = 65_536  # rows that are read, checked and written at a time
-TEXTS, TIMES = ("path", "label", "split", "source_id"), ("start_s", "end_s")
+TIMES = ("start_s", "end_s")
 STORED = pa.schema([(n, pa.float64() if n in TIMES else pa.string()) for n in COLUMNS])
 
 
@@ -82,14 +82,16 @@ class Columns(Rows):
 
     def __iter__(self) -> Iterator[Row]:
         for part in self._parts():
-            yield from map(self._row, *(column.to_pylist() for column in part.columns))
+            columns = (column.cast(kind) for column, kind in zip(part.columns, STORED.types))
+            yield from map(self._row, *(column.to_pylist() for column in columns))
 
     def _row(
-        self, path: str, label: str, split: str, start_s: float, end_s: float | None, source_id: str
-    ) -> Row:
+        self, path: str, label: str, split: str, start_s: float | None, end_s: float | None,
+        source_id: str | None,
+    ) -> Row:  # fmt: skip
         path = path if os.path.isabs(path) else self.prefix + path
         split = split if self.as_split is None else self.as_split
-        return Row(path, label, split, start_s, end_s, source_id)
+        return Row(path, label, split, start_s or 0.0, end_s, source_id or "")
 
     def _parts(self) -> Iterator[Any]:
         """The rows, as record batches in their order."""
@@ -124,24 +126,27 @@ class Columns(Rows):
             number, names = self._sources()
         else:
             chunks = self.table[name].chunks
-            names = chunks[0].dictionary.to_pylist()
+            names = chunks[0].dictionary
             number = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
             number = number if self.places is None else number[self.places]
         there = np.bincount(number, minlength=len(names)) > 0
-        order = [i for i in np.argsort(np.array(names)).tolist() if there[i]]
-        rank = np.zeros(len(names), number.dtype)
+        order = pc.array_sort_indices(names).to_numpy()
+        order = order[there[order]]
+        rank = np.zeros(len(names), np.int32)
         rank[order] = np.arange(len(order))
-        return rank[number], [names[i] for i in order]
+        return rank[number], names.take(pa.array(order)).to_pylist()
 
-    def _sources(self) -> tuple[np.ndarray, list[str]]:
-        found = []
+    def _sources(self) -> tuple[np.ndarray, Any]:
+        text, found = pa.large_string(), []
+        before, nothing = pa.scalar(self.prefix, text), pa.scalar("", text)
         for part in self._parts():
-            path, source = (part[name].cast(pa.large_string()) for name in ("path", "source_id"))
-            below = pc.binary_join_element_wise(self.prefix, path, "")
+            path, source = (part[name].cast(text) for name in ("path", "source_id"))
+            source = pc.fill_null(source, nothing)
+            below = pc.binary_join_element_wise(before, path, nothing)
             path = pc.if_else(pc.starts_with(path, "/"), path, below)
             found.append(pc.if_else(pc.equal(source, ""), path, source))
         whole = pa.chunked_array(found).combine_chunks().dictionary_encode()
-        return whole.indices.to_numpy(), whole.dictionary.to_pylist()
+        return whole.indices.to_numpy(), whole.dictionary
 
 
 def write_parquet(path: Path, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -207,7 +212,7 @@ def _fits(arrow: Path, stamp: bytes) -> bool:
     """Whether there is a whole Arrow file, made from this version of the Parquet file."""
     try:
         found = pa.ipc.open_file(pa.memory_map(str(arrow))).schema.metadata or {}
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
         return False
     return found.get(b"of") == stamp
 
@@ -259,43 +264,55 @@ def _check_types(path: Path, schema: Any) -> None:
 def _write(path: Path, part: Path, names: list[str], n: int, stamp: bytes) -> np.ndarray:
     """Write the Arrow file of n rows; a hash of each row's segment, for `_check_repeats`."""
     values: dict[str, set[str]] = {"label": set(), "split": set()}
-    if there := [name for name in values if name in names]:
-        for batch in _batches(path, there):
-            for name in there:
-                values[name] |= {*pc.unique(_text(batch, name)).to_pylist()}
+    used = {"path"}
+    for batch in _batches(path, [name for name in names if name != "path"]):
+        for name in batch.schema.names:
+            column, given = _column(batch, name), _GIVEN[name in TIMES]
+            if name in values:
+                values[name] |= {*pc.unique(column).to_pylist()}
+            elif name not in used and pc.any(given(column)).as_py():
+                used.add(name)
     known = {"label": class_names(values["label"]), "split": sorted(values["split"] - {""})}
-    listed = {name: pa.array([*names, ""], pa.string()) for name, names in known.items()}
-    kinds = {name: pa.int8() if len(x) < 128 else pa.int32() for name, x in listed.items()}
-    coded = {name: pa.dictionary(kind, pa.string()) for name, kind in kinds.items()}
-    fields = [pa.field(field.name, coded.get(field.name, field.type)) for field in STORED]
-    schema = pa.schema(fields, {b"of": stamp})
+    listed = {name: pa.array([*texts, ""], pa.string()) for name, texts in known.items()}
+    kinds = {field.name: field.type if field.name in used else pa.null() for field in STORED}
+    kinds |= {name: pa.dictionary(_number(len(x)), pa.string()) for name, x in listed.items()}
+    schema = pa.schema(kinds.items(), {b"of": stamp})
     hashes, first = np.empty(n, np.int64), 0
     with open(part, "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in _batches(path):
             columns = _checked(path, batch, first)
             hashes[first : first + len(batch)] = [*map(hash, _segments(columns))]
             first += len(batch)
-            for name, values_of in listed.items():
-                numbers = pc.index_in(columns[name], values_of).cast(kinds[name])
-                columns[name] = pa.DictionaryArray.from_arrays(numbers, values_of)
-            arrays = [columns[name] for name in COLUMNS]
+            for name, texts in listed.items():
+                numbers = pc.index_in(columns[name], texts).cast(kinds[name].index_type)
+                columns[name] = pa.DictionaryArray.from_arrays(numbers, texts)
+            empty = pa.nulls(len(batch))
+            arrays = [empty if kinds[x] == pa.null() else columns[x] for x in COLUMNS]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
     return hashes
 
 
-def _text(batch: Any, name: str) -> Any:
-    if name not in batch.schema.names:
-        return pa.repeat("", len(batch))
-    return pc.fill_null(batch[name].cast(pa.string()), "")
+# Whether a row of a column says anything: what none does is not stored.
+_GIVEN = (lambda text: pc.not_equal(text, ""), lambda time_s: pc.not_equal(time_s, 0.0))
+
+
+def _number(names: int) -> Any:
+    """The smallest type that numbers them."""
+    return pa.int8() if names < 2**7 else pa.int16() if names < 2**15 else pa.int32()
+
+
+def _column(batch: Any, name: str) -> Any:
+    """A column as it is stored: text and start_s without nulls."""
+    there = batch[name] if name in batch.schema.names else pa.nulls(len(batch))
+    if name in TIMES:
+        times_s = there.cast(pa.float64(), safe=False)
+        return pc.fill_null(times_s, 0.0) if name == "start_s" else times_s
+    return pc.fill_null(there.cast(pa.string()), "")
 
 
 def _checked(path: Path, batch: Any, first: int) -> dict[str, Any]:
-    """The columns of a batch as they are stored; VidlearnError names the first bad row."""
-    columns = {name: _text(batch, name) for name in TEXTS}
-    for name in TIMES:
-        there = batch[name] if name in batch.schema.names else pa.nulls(len(batch))
-        columns[name] = there.cast(pa.float64(), safe=False)
-    columns["start_s"] = pc.fill_null(columns["start_s"], 0.0)
+    """The columns of a batch; VidlearnError names the first bad row."""
+    columns = {name: _column(batch, name) for name in COLUMNS}
 
     def check(bad: Any, told: str, *names: str) -> None:
         if (place := pc.index(bad, True).as_py()) >= 0:
