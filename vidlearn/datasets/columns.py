@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vidlearn.datasets.files import check_header
 from vidlearn.datasets.manifest import (
     COLUMNS,
     EXPECTED,
@@ -27,7 +28,6 @@ from vidlearn.datasets.manifest import (
     Manifest,
     Row,
     Rows,
-    check_header,
     class_names,
 )
 from vidlearn.errors import ConfigError, VidlearnError

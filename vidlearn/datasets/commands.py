@@ -15,8 +15,9 @@ from tyro.conf import Positional
 
 from vidlearn.datasets import synth as built_in
 from vidlearn.datasets.adapters import KINDS, Left, Listing, Seen
+from vidlearn.datasets.files import is_parquet, read_manifest, write_manifest
 from vidlearn.datasets.folder import open_data
-from vidlearn.datasets.manifest import file_of, is_parquet, read_manifest, write_manifest
+from vidlearn.datasets.manifest import file_of
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.errors import ConfigError
 

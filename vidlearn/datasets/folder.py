@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vidlearn.datasets.manifest import VIDEO_SUFFIXES, Manifest, Row, class_names, read_manifest
+from vidlearn.datasets.files import read_manifest
+from vidlearn.datasets.manifest import VIDEO_SUFFIXES, Manifest, Row, class_names
 from vidlearn.errors import VidlearnError
 
 # The names that splits go by, and the one that the rest of the package uses.

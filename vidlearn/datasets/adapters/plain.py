@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vidlearn.datasets.adapters.shared import read_csv, split_of
+from vidlearn.datasets.files import is_parquet, read_manifest, read_rows
 from vidlearn.datasets.folder import SPLITS, folder_manifest
-from vidlearn.datasets.manifest import Row, is_parquet, read_manifest, read_rows
+from vidlearn.datasets.manifest import Row
 from vidlearn.errors import VidlearnError
 
 
