@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", nargs="*", help="these parts, of files that --folder holds")
     parser.add_argument("--part", help="for its own use: run one part and print its numbers")
     given = parser.parse_args()
     parts = {
@@ -156,12 +157,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as made:
         folder = given.folder or Path(made)
-        (folder / "videos" / "real").mkdir(parents=True)
-        make_videos(folder, given.rows)
+        if not given.only:
+            (folder / "videos" / "real").mkdir(parents=True)
+            make_videos(folder, given.rows)
         record = {"machine": measure.machine_card(), "rows": given.rows, "workers": given.workers}
-        for part in parts:
-            if part == "convert":
-                (folder / ".all.parquet.arrow").unlink()
+        for part in given.only or parts:
+            if part in ("convert", "load_unconverted"):
+                (folder / ".all.parquet.arrow").unlink(missing_ok=True)
             words = ["--rows", given.rows, "--workers", given.workers, "--folder", folder]
             call = [sys.executable, __file__, "--part", part, *words]
             said = subprocess.check_output([*map(str, call)], text=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vidlearn.datasets.files import check_header
+from vidlearn.datasets.files import check_header, prefix_of
 from vidlearn.datasets.manifest import (
     COLUMNS,
     EXPECTED,
@@ -175,8 +175,7 @@ def open_parquet(path: Path) -> Manifest:
         raise VidlearnError(f"{path}: {error.strerror}. {EXPECTED}") from error
     stamp = f"{VERSION} {about.st_size} {about.st_mtime_ns}".encode()
     arrow = _arrow_file(path, stamp)
-    prefix = "" if str(path.parent) == "." else os.path.join(str(path.parent), "")
-    rows = Columns(str(arrow), prefix)
+    rows = Columns(str(arrow), prefix_of(path))
     names = rows.table["label"].chunk(0).dictionary.to_pylist()
     return Manifest(rows, tuple(name for name in names if name), str(path))
 

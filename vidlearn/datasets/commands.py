@@ -65,11 +65,12 @@ def stats(data: Positional[Path]) -> None:
     videos, sources, gone = Seen(), Seen(), Left()
     splits: Counter[str] = Counter()
     unlabelled = segments = 0
-    length_s = 0.0
+    length_s, last = 0.0, ""
     for row in found.rows:  # ten million fit: of each, 30 bytes are kept
         if videos.add(row.path) and not os.path.exists(file_of(row.path)):
             gone.add(row.path)
-        sources.add(row.source_id or row.path)
+        if (source := row.source_id or row.path) != last:
+            sources.add(last := source)
         splits[row.split or "none"] += 1
         unlabelled += not row.label
         if row.end_s is not None:

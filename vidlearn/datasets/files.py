@@ -104,12 +104,22 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> Path:
 
 def _stored(path: Path, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
     """The columns of each row, as the file `path` stores them."""
-    here, folder = os.getcwd(), os.path.join(path.parent.absolute(), "")
+    here, folder = os.path.join(os.getcwd(), ""), os.path.join(path.parent.absolute(), "")
     for row in rows:
-        name = os.path.join(here, row.path)
-        name = str(Path(name)) if UNCLEAN.search(name) else name  # pathlib takes 10 us
+        name = _clean(here, row.path)
         name = name[len(folder) :] if name.startswith(folder) else name
         yield name, row.label, row.split, row.start_s, row.end_s, row.source_id
+
+
+def prefix_of(path: Path) -> str:
+    """What stands before the names in a manifest to make paths of them."""
+    return "" if str(path.parent) == "." else os.path.join(path.parent, "")
+
+
+def _clean(prefix: str, name: str) -> str:
+    """As str(Path(prefix, name)), which takes ten times as long."""
+    name = name if os.path.isabs(name) else prefix + name
+    return str(Path(name)) if UNCLEAN.search(name) else name
 
 
 @contextmanager
@@ -144,9 +154,10 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             header = [name.strip() for name in next(reader, [])]
             check_header(path, header, "in the first line")
+            prefix = prefix_of(path)
             for values in reader:
                 if values:
-                    yield reader.line_num, _row(path, reader.line_num, header, values)
+                    yield reader.line_num, _row(path, prefix, reader.line_num, header, values)
         except csv.Error as error:
             raise VidlearnError(f"{path}: line {reader.line_num}: {error}. {EXPECTED}") from error
 
@@ -164,7 +175,7 @@ def check_header(path: Path, header: list[str], where: str) -> None:
         )
 
 
-def _row(path: Path, line: int, header: list[str], values: list[str]) -> Row:
+def _row(path: Path, prefix: str, line: int, header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
         raise VidlearnError(
             f"{path}: line {line} has {len(values)} fields, the header {len(header)}. Put quotes "
@@ -181,7 +192,7 @@ def _row(path: Path, line: int, header: list[str], values: list[str]) -> Row:
             "from the start of the video"
         )
     label, split, source_id = (row.get(name, "") for name in ("label", "split", "source_id"))
-    return Row(str(path.parent / row["path"]), label, split, start_s, end_s, source_id)
+    return Row(_clean(prefix, row["path"]), label, split, start_s, end_s, source_id)
 
 
 def _seconds(path: Path, line: int, column: str, text: str) -> float | None:
@@ -219,6 +230,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _read_list(path: Path) -> Iterator[tuple[int, Row]]:
+    prefix = prefix_of(path)
     with _opened(path, "\n") as file:
         for line, content in enumerate(file, start=1):
             if not content.strip():
@@ -230,7 +242,7 @@ def _read_list(path: Path) -> Iterator[tuple[int, Row]]:
                 )
             video, label = item
             label = str(int(label)) if label.isdecimal() else label  # 03 and 3 are one class
-            yield line, Row(str(path.parent / video), "" if label == "-1" else label)
+            yield line, Row(_clean(prefix, video), "" if label == "-1" else label)
 
 
 def _list_classes(path: Path, rows: dict[int, Row]) -> tuple[str, ...]:
