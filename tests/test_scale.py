@@ -158,6 +158,7 @@ BAD = {
         "start_s": [1, 5],
         "end_s": [2, 2],
     },
+    "row 1: end_s 2 is not after start_s 2": {"path": ["x"], "start_s": [2], "end_s": [2]},
     "row 3 repeats row 1: x.mp4. Delete one": {"path": ["x.mp4", "y", "./x.mp4"]},
 }
 
@@ -251,19 +252,22 @@ from vidlearn.datasets import columns, read_manifest
 def anonymous_mib():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(x.split()[1]) for x in lines if x.startswith("Pss_Anon")) / 1024
-before = anonymous_mib()
+before, convert, converted = anonymous_mib(), columns._convert, []
+columns._convert = lambda *given: (convert(*given), converted.append(given))
 data = read_manifest(sys.argv[1])
-print(len(data), len(data.training()), anonymous_mib() - before)
+grown = len(data), len(data.training()), anonymous_mib() - before
+print(*grown, len(converted))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is asked of Linux")
 def test_ranks_that_start_at_once_share_one_file(long: Path) -> None:
     call = [sys.executable, "-c", OPEN, str(long)]
-    for _ in range(2):  # one of the first two converts; of the second none does
+    for converts in (1, 0):  # one of the first two does, of the second none
         ranks = [subprocess.Popen(call, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         said = [rank.communicate()[0].split() for rank in ranks]
-        assert [(n, train) for n, train, _ in said] == [(str(N), str(N * 9 // 10))] * 2
+        assert sum(int(converted) for *_, converted in said) == converts
+        assert [(n, train) for n, train, *_ in said] == [(str(N), str(N * 9 // 10))] * 2
     assert {path.suffix for path in long.parent.iterdir()} == {
         ".mp4",
         ".parquet",
@@ -271,7 +275,7 @@ def test_ranks_that_start_at_once_share_one_file(long: Path) -> None:
         ".arrow",
     }
     # A tuple of 300,000 rows takes more than 100 MiB; 4 bytes a row are 1.
-    assert all(float(mib) < 12 for _, _, mib in said), said
+    assert all(float(mib) < 12 for _, _, mib, _ in said), said
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is asked of Linux")
@@ -341,6 +345,7 @@ def test_a_listing_keeps_no_paths(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setitem(KINDS, "folder", (lambda root, n=n: lines(root, n), ""))
         listing = Listing("folder", tmp_path)
         peaks.append(peak_mib(lambda listing=listing: sum(1 for _ in listing)))
+        assert len(listing.missing.first) == 3
         assert listing.rows == len(listing.videos) == listing.missing.rows * 9
     assert (peaks[1] - peaks[0]) * 2**20 / 12_000 < 120, peaks  # bytes a row; texts alone take 200
 
