@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vidlearn.datasets import Manifest
+from vidlearn.datasets import Manifest, shuffled
 from vidlearn.datasets.index import index_file, part_at, table_of
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -123,9 +123,9 @@ class ShardedSampler:
             raise ConfigError(f"{text}: give one that they share equally, at most the data set")
         self.steps_per_epoch = self.n // self.global_batch
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The order of the samples in an epoch, the same on every rank."""
-        return np.random.default_rng((self.seed, epoch, 0, _ORDER)).permutation(self.n)
+    def order(self, epoch: int) -> Any:
+        """The order of an epoch's samples, the same on every rank: an array, or a `Shuffle`."""
+        return shuffled(self.n, (self.seed, epoch, 0, _ORDER))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.global_batch // self.world

@@ -5,9 +5,11 @@ modules. Taught in the chapter "Video datasets and what they cost".
 """
 
 from vidlearn.datasets.cost import plan
+from vidlearn.datasets.files import read_manifest, write_manifest
 from vidlearn.datasets.folder import folder_manifest, open_data
-from vidlearn.datasets.manifest import Manifest, Row, read_manifest, write_manifest
+from vidlearn.datasets.manifest import Manifest, Row
 from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.datasets.shuffle import shuffled
 from vidlearn.datasets.specs import COLUMN_NOTES, SPECS, Cell, DatasetSpec, table
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "open_data",
     "plan",
     "read_manifest",
+    "shuffled",
     "table",
     "write_manifest",
 ]

@@ -14,9 +14,10 @@ from typing import Literal
 from tyro.conf import Positional
 
 from vidlearn.datasets import synth as built_in
-from vidlearn.datasets.adapters import KINDS, Listing, some
+from vidlearn.datasets.adapters import KINDS, Left, Listing, Seen
+from vidlearn.datasets.files import is_parquet, read_manifest, write_manifest
 from vidlearn.datasets.folder import open_data
-from vidlearn.datasets.manifest import file_of, write_manifest
+from vidlearn.datasets.manifest import file_of
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.errors import ConfigError
 
@@ -37,7 +38,7 @@ def manifest(
     Args:
         kind: KINDS. It may be left out for folders named by split and class.
         root: folder of the data set; for list, the file.
-        out: file to write in place of ROOT/manifest.csv.
+        out: file to write in place of ROOT/manifest.csv; .parquet suits millions of rows.
     """
     if root is None and kind in KINDS and not Path(kind).exists():
         raise ConfigError(f"{kind}: no folder is given. Write: vidlearn data manifest {kind} ROOT")
@@ -48,6 +49,8 @@ def manifest(
         raise ConfigError(f"{path}: would be written over. Choose another file with --out")
     path = write_manifest(path, listing)
     rows = f", {listing.rows} segments" * (listing.rows != len(listing.videos))
+    if is_parquet(path):
+        read_manifest(path)  # so that the first run finds it checked, and ready to be mapped
     print(f"{path}: {len(listing.videos)} videos{rows}, {len(listing.classes)} classes")
     print(*listing.notes(), sep="\n", end="\n" * bool(listing.notes()))
 
@@ -59,18 +62,25 @@ manifest.__doc__ = (manifest.__doc__ or "").replace("KINDS", f"one of {', '.join
 def stats(data: Positional[Path]) -> None:
     """Count the rows, videos, classes, splits and hours of a data set, and what is missing."""
     found = open_data(data)
-    paths = list(dict.fromkeys(row.path for row in found.rows))
-    gone = [path for path in paths if not os.path.exists(file_of(path))]
-    lengths_s = [row.end_s - row.start_s for row in found.rows if row.end_s is not None]
-    splits = Counter(row.split or "none" for row in found.rows)
-    sources = len({row.source_id or row.path for row in found.rows})
-    unlabelled = sum(not row.label for row in found.rows)
-    print(f"{found.source}: {len(found)} rows of {len(paths)} videos from {sources} sources")
+    videos, sources, gone = Seen(), Seen(), Left()
+    splits: Counter[str] = Counter()
+    unlabelled = segments = 0
+    length_s, last = 0.0, ""
+    for row in found.rows:  # ten million fit: of each, 30 bytes are kept
+        if videos.add(row.path) and not os.path.exists(file_of(row.path)):
+            gone.add(row.path)
+        if (source := row.source_id or row.path) != last:
+            sources.add(last := source)
+        splits[row.split or "none"] += 1
+        unlabelled += not row.label
+        if row.end_s is not None:
+            segments, length_s = segments + 1, length_s + row.end_s - row.start_s
+    print(f"{found.source}: {len(found)} rows of {len(videos)} videos from {len(sources)} sources")
     print(f"classes: {len(found.classes)}; rows without label: {unlabelled}")
     print("splits:", ", ".join(f"{name} {n}" for name, n in splits.items()))
-    print(f"hours: {sum(lengths_s) / 3600:.3f} in {len(lengths_s)} segments; "
-          f"rows that go to the end of their video: {len(found) - len(lengths_s)}")  # fmt: skip
-    print(f"missing files: {len(gone)}" + f", such as {some(gone)}" * bool(gone))
+    print(f"hours: {length_s / 3600:.3f} in {segments} segments; "
+          f"rows that go to the end of their video: {len(found) - segments}")  # fmt: skip
+    print(f"missing files: {gone.rows}" + f", such as {', '.join(gone.first)}" * bool(gone.rows))
 
 
 def check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:

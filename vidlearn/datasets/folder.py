@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vidlearn.datasets.manifest import VIDEO_SUFFIXES, Manifest, Row, class_names, read_manifest
+from vidlearn.datasets.files import read_manifest
+from vidlearn.datasets.manifest import VIDEO_SUFFIXES, Manifest, Row, class_names
 from vidlearn.errors import VidlearnError
 
 # The names that splits go by, and the one that the rest of the package uses.
@@ -20,6 +21,7 @@ SPLITS = {
     "val": "val", "valid": "val", "validate": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+LISTED = ("manifest.csv", "manifest.parquet")
 LAYOUTS = "<split>/<class>/x.mp4, <split>/x.mp4, <class>/x.mp4 or x.mp4"
 
 
@@ -38,8 +40,10 @@ def open_data(path: str | os.PathLike[str]) -> Manifest:
         raise VidlearnError(f"{path}: is a single video. Give its folder, or a manifest")
     if path.is_file():
         return read_manifest(path)
-    listed = path / "manifest.csv"
-    return read_manifest(listed) if listed.exists() else folder_manifest(path)
+    listed = [path / name for name in LISTED if (path / name).exists()]
+    if len(listed) > 1:
+        raise VidlearnError(f"{path}: holds {' and '.join(LISTED)}. Give one of the two")
+    return read_manifest(listed[0]) if listed else folder_manifest(path)
 
 
 def folder_manifest(root: str | os.PathLike[str]) -> Manifest:

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from vidlearn.datasets.manifest import Manifest, write_manifest
+from vidlearn.datasets.files import write_manifest
+from vidlearn.datasets.manifest import Manifest
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.write import encode, scaled
 from vidlearn.errors import ConfigError, VideoError, VidlearnError

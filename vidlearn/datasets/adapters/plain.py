@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vidlearn.datasets.adapters.shared import read_csv, split_of
+from vidlearn.datasets.files import is_parquet, read_manifest, read_rows
 from vidlearn.datasets.folder import SPLITS, folder_manifest
-from vidlearn.datasets.manifest import Row, read_manifest
+from vidlearn.datasets.manifest import Row
 from vidlearn.errors import VidlearnError
 
 
@@ -20,8 +21,9 @@ def folder(root: Path) -> Iterator[Row]:
 
 
 def published(path: Path) -> Iterator[Row]:
-    """A list of "path label" lines, or another manifest."""
-    yield from read_manifest(path).rows
+    """A list of "path label" lines, or another manifest: so one becomes Parquet, or CSV again."""
+    rows = read_manifest(path).rows if is_parquet(path) else (row for _, row in read_rows(path))
+    yield from rows
 
 
 def metadata(root: Path) -> Iterator[Row]:
