@@ -228,7 +228,7 @@ def fed(table: FrameTable, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch) ->
 
     class Container:
         def __init__(self, container: Any) -> None:
-            self.demux = lambda stream: map(Counted, container.demux(stream))
+            self.demux = lambda stream: (Counted(x) for x in container.demux(stream))
             self.seek = container.seek
 
     @contextmanager

@@ -8,6 +8,7 @@ one thread. A row is a frame's number in its FrameTable. Chapter 4.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -113,8 +114,10 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
                 if name in wanted:
                     drawn[wanted[name]] = draw(frame)
 
-    with open_video(table.path) as (container, stream):
-        context, packets, at, ended = stream.codec_context, container.demux(stream), 0, False
+    with open_video(table.path) as (container, stream), ExitStack() as done:
+        # PyAV keeps a little memory for each of these that is left open.
+        demux: Any = lambda: done.enter_context(closing(container.demux(stream)))  # noqa: E731
+        context, packets, at, ended = stream.codec_context, demux(), 0, False
         for row in rows.tolist():
             start = int(table.start[row])
             away, last = order[start] - at, order[rows[groups == start]].max()
@@ -122,7 +125,7 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
                 take([] if ended else context.decode(None))
                 landing = table.ticks[start]
                 container.seek(int(landing), stream=stream)
-                packets, at, ended = container.demux(stream), order[start], False
+                packets, at, ended = demux(), order[start], False
             while row not in drawn:
                 if at > last and not (counted or ended):
                     take(context.decode(None))  # it has all that the group's frames need

@@ -7,7 +7,7 @@ decodes one frame, which believes the file, and all frames where they give a rea
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -155,9 +155,9 @@ def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
     """(packet number, type) of the frames in the order shown, or of some; the first frame."""
     shown, first, numbers = [], None, count()
     try:
-        with open_video(path) as (container, stream):
+        with open_video(path) as (container, stream), closing(container.demux(stream)) as packets:
             stream.codec_context.flags |= 128  # COPY_OPAQUE: packets hand their number on
-            for packet in container.demux(stream):
+            for packet in packets:
                 if packet.size:
                     packet.opaque = [next(numbers)]  # a list: PyAV mixes up equal ints
                 for frame in packet.decode():
