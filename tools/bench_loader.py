@@ -32,7 +32,7 @@ from vidlearn import measure
 from vidlearn.batch import ClipDataset, _Loader
 from vidlearn.datasets import Manifest, folder_manifest, index, transcode
 from vidlearn.datasets.write import encode
-from vidlearn.sample import ClipSpec, clip_indices
+from vidlearn.sample import ClipSpec
 from vidlearn.storage import frame_table, iter_frames, open_video
 from vidlearn.transform import ClipTransform, normalize
 
@@ -102,14 +102,8 @@ def normalised(batches: Any) -> Iterator[torch.Tensor]:
 
 def orders(dataset: ClipDataset, keys: Keys) -> list[Order]:
     """The same clips for the published loader."""
-    found = []
-    for epoch, number in keys:
-        rng = np.random.default_rng((dataset.seed, epoch, number, 1))
-        path = dataset.manifest.rows[number].path
-        table = frame_table(path)
-        rows = clip_indices(dataset.spec, table.n_frames, table.fps, rng=rng)[0]
-        found.append((path, rows, *dataset.transform.draw(table.height, table.width, rng)))
-    return found
+    chosen = [dataset.choose(*key) for key in keys]
+    return [(table.path, rows, box, flip) for table, rows, box, flip in chosen]
 
 
 def floor_ms(clips: list[tuple[str, np.ndarray]]) -> float:

@@ -24,7 +24,8 @@ from vidlearn.datasets.index import index_file, part_at, table_of
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
-from vidlearn.transform import ClipTransform
+from vidlearn.storage import FrameTable
+from vidlearn.transform import Box, ClipTransform
 
 Device = torch.device | str
 _MOVED = ("clips", "labels", "valid")  # what goes to the device
@@ -68,21 +69,26 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
 
+    def choose(self, epoch: int, index: int) -> tuple[FrameTable, np.ndarray, Box, bool]:
+        """Of that sample: what is in its video, frames to decode [T], part of them, flipped?"""
+        row = self.manifest.rows[index // self.spec.clips]
+        rng = np.random.default_rng((self.seed, epoch, index, _CLIP))
+        table = table_of(row.path, self._index, self.backend)
+        first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
+        first += -first % self.spec.start_grid  # the grid is the file's, not the segment's
+        if stop <= first:
+            raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
+        starts = rng if self.random_clips else None
+        rows = clip_indices(self.spec, int(stop - first), table.fps, rng=starts)
+        chosen = first + rows[index % self.spec.clips]
+        return table, chosen, *self.transform.draw(table.height, table.width, rng)
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """Of index or (epoch, index): clip uint8 [C, T, size, size], label, valid, cause ..."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        row = self.manifest.rows[index // self.spec.clips]
-        rng, cause = np.random.default_rng((self.seed, epoch, index, _CLIP)), ""
+        row, cause = self.manifest.rows[index // self.spec.clips], ""
         try:
-            table = table_of(row.path, self._index, self.backend)
-            first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
-            first += -first % self.spec.start_grid  # the grid is the file's, not the segment's
-            if stop <= first:
-                raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
-            starts = rng if self.random_clips else None
-            rows = clip_indices(self.spec, int(stop - first), table.fps, rng=starts)
-            chosen = first + rows[index % self.spec.clips]
-            box, flip = self.transform.draw(table.height, table.width, rng)
+            table, chosen, box, flip = self.choose(epoch, index)
             part_THWC = part_at(row.path, chosen, box, backend=self.backend, table=table)
             clip = self.transform.finish(part_THWC, flip)
         except ConfigError:
