@@ -7,7 +7,8 @@ Traded: the decoders are imported for a check only, since they take seconds. Cha
 import os
 import sys
 from collections import Counter
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,6 @@ from vidlearn.datasets import synth as built_in
 from vidlearn.datasets.adapters import KINDS, Listing, some
 from vidlearn.datasets.folder import open_data
 from vidlearn.datasets.manifest import file_of, write_manifest
-from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.errors import ConfigError
 
 
@@ -73,18 +73,31 @@ def stats(data: Positional[Path]) -> None:
     print(f"missing files: {len(gone)}" + f", such as {some(gone)}" * bool(gone))
 
 
-def check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
-    """Decode a frame of every video; the file --out names those that fail."""
-    from vidlearn.datasets.check import unreadable
+def check(
+    data: Positional[Path], out: Path = Path("quarantine.jsonl"), manifest: Path | None = None,
+    limit_s: float = 60.0, jobs: int | None = None, full: bool = False,
+) -> int:  # fmt: skip
+    """Decode a frame of every video, each out of harm's way; the same command goes on.
 
-    paths = list(dict.fromkeys(row.path for row in open_data(data).rows))
-    out.unlink(missing_ok=True)
-    quarantine, bad = Quarantine(out, len(paths), max_share=1.0), 0
-    for path, cause in unreadable(paths):
-        bad = quarantine.add([(path, cause)])
-        print(f"{path}: {cause}")
-    print(f"{len(paths)} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
-    return int(bad > 0)
+    Args:
+        data: folder of videos or manifest.
+        out: file that names those that fail; what was tried stands beside it, in OUT.tried.jsonl.
+        manifest: file to write with the rows of the others.
+        limit_s: seconds after which a video that gives nothing has failed.
+        jobs: processes; None: one a core.
+        full: decode all frames; the limit is for each.
+    """
+    from vidlearn.datasets import check as checks
+
+    found = open_data(data)
+    with _progress() as advance:
+        bad = checks.check_all(
+            found, out, manifest=manifest, limit_s=limit_s, jobs=jobs, full=full, progress=advance
+        )
+    print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
+    n = len({row.path for row in found.rows})
+    print(f"{n} videos, {len(bad)} unreadable" + f", listed in {out}" * bool(bad))
+    return int(bool(bad))
 
 
 def transcode(
@@ -103,20 +116,25 @@ def transcode(
         fast_decode: without CABAC and deblocking: a tenth more bytes, a third less time.
         jobs: processes; None: one a core.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from vidlearn.datasets import transcode as copies
 
     found, plan = open_data(data), copies.Plan(recipe, short_side, crf, fast_decode)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        advance = partial(bar.update, bar.add_task("videos"))
-        bad = copies.transcode_all(
-            found, out, plan, jobs=jobs, progress=lambda i, n: advance(completed=i, total=n)
-        )
+    with _progress() as advance:
+        bad = copies.transcode_all(found, out, plan, jobs=jobs, progress=advance)
     done = {a: b for a, b in copies.target_paths(found, out).items() if a not in bad}
     print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
     unreadable = f", {len(bad)} unreadable, listed in {out / copies.BAD}" * bool(bad)
     print(f"{out / copies.MANIFEST}: {len(done)} videos{unreadable}")
     print(*(copies.saved(done, plan.grid) if done else ()), sep="\n")
     return int(bool(bad))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; what is given moves it to so many of all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("videos")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
