@@ -1,5 +1,6 @@
 """A video that hangs or crashes its decoder costs itself: not the check, not the training run."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from videos import GOOD
+from videos import AWKWARD, HEIGHT, TRUSTED, WIDTH, picture, read_index
 from videos import write as write_video
 
 from vidlearn.batch import ClipDataset, ShardedSampler, eval_loader, make_loader
@@ -26,6 +27,7 @@ from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.recipes import recipe
 from vidlearn.runlog import read_metrics
 from vidlearn.sample import ClipSpec
+from vidlearn.storage import iter_frames
 from vidlearn.train import train
 from vidlearn.transform import ClipTransform
 
@@ -35,10 +37,11 @@ TINY = replace(
     size=32, width=24, depth=1, heads=2, pred_width=12, pred_depth=1, pred_heads=2,
     batch=4, steps=8, warmup=2, workers=2, log_every=1, save_every=8, max_bad_share=1.0,
 )  # fmt: skip
-LIMIT_S = 4
+LIMIT_S = 6
 
 
 def segfault():
+    faulthandler.disable()  # pytest's would tell where
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -169,7 +172,7 @@ def test_a_death_is_told_to_who_waits_for_a_batch_only(root, plant):
 def test_a_death_without_a_video_is_an_error(root, plant, monkeypatch):
     plant({})
     monkeypatch.setattr("vidlearn.batch.default_collate", lambda samples: out_of_memory())
-    told = r"a loader worker died \(its decoder|a loader worker died .*no video in hand.*/dev/shm"
+    told = r"a loader worker died \(signal 9\) with no video in hand.*/dev/shm.*--workers"
     with pytest.raises(VidlearnError, match=told):
         list(eval_loader(dataset(root), 4, workers=2))
     assert multiprocessing.active_children() == []
@@ -238,7 +241,7 @@ def test_check_goes_on_where_it_stopped(root, tmp_path, plant):
         check_all(data, out, jobs=2, progress=stop)
     with open(journal_of(out), "a") as journal:
         journal.write('{"path": "cut sho')
-    assert sorted(opened()) == sorted(paths[9:]) or len(seen.read_text().split()) == 15
+    assert len(opened()) == 15
     assert opened() == []
     os.utime(paths[3], ns=(1, 1))
     assert opened() == [paths[3]]
@@ -253,11 +256,12 @@ def test_all_frames_find_what_the_middle_one_does_not(tmp_path):
     path.write_bytes(data)
     assert dict(tried([str(path)])) == {str(path): ""}
     ((_, cause),) = tried([str(path)], full=True)
-    assert "frame" in cause
+    assert cause.startswith(("frame", "reading stops"))
 
 
 def test_all_frames_of_good_videos_are_there(tmp_path):
-    paths = [str(make_it(tmp_path)) for make_it in GOOD.values()]
+    made = TRUSTED | AWKWARD
+    paths = [str(made[name](tmp_path / name)) for name in made]
     assert {path: cause for path, cause in tried(paths, full=True) if cause} == {}
 
 
@@ -324,18 +328,28 @@ def spoil(folder, n):
     return made
 
 
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
-def test_damaged_files_harm_nobody(tmp_path, n):
+def damage_of(path):
+    """How far a frame of a file is from the one that it says it is, at most; grey levels."""
+    frames = list(iter_frames(path))
+    if frames[0].shape != (HEIGHT, WIDTH, 3):
+        return 255.0
+    whole = (picture(read_index(frame)) for frame in frames)
+    return max(np.abs(frame.astype(int) - other).mean() for frame, other in zip(frames, whole))
+
+
+def test_a_thousand_damaged_files_harm_nobody(tmp_path):
+    """Every one is named, or gives whole pictures; a few flips show, and no decoder notices."""
     (tmp_path / "set").mkdir()
-    made, out = spoil(tmp_path / "set", n), tmp_path / "bad.jsonl"
+    made, out = spoil(tmp_path / "set", 1000), tmp_path / "bad.jsonl"
     data = open_data(tmp_path / "set")
     bad = check_all(data, out, limit_s=30, full=True)
-    assert quarantined(out) == bad and all(bad.values()) and len(data) == n
-    assert all(path in bad for path, kind in made.items() if kind in HOPELESS)
-    shares = {k: np.mean([p in bad for p, kind in made.items() if kind is k]) for k in DAMAGE}
-    assert shares[cut] > 0.9 and shares[blank] > 0.9 and shares[flip] > 0.5, shares
-    run = tmp_path / "run"
-    told = train(replace(TINY, batch=8, steps=n // 8, save_every=n), data, run)
-    assert told["step"] == n // 8
+    assert quarantined(out) == bad and all(bad.values()) and len(data) == 1000
+    passed = {path: kind for path, kind in made.items() if path not in bad}
+    assert not set(passed.values()) & set(HOPELESS) and len(passed) < 200
+    assert sum(damage_of(path) > 8 for path in passed) < 50
+    run, steps = tmp_path / "run", 125
+    settings = {"batch": 8, "steps": steps, "save_every": steps, "log_every": steps}
+    assert train(replace(TINY, **settings), data, run)["step"] == steps
     named = quarantined(run / "quarantine.jsonl")
     assert {path for path, kind in made.items() if kind in HOPELESS} <= named.keys()
+    assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 700

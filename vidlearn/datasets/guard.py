@@ -87,7 +87,7 @@ def cause_of(process: BaseProcess, limit_s: float) -> str:
     code = process.exitcode or 0
     if code == -signal.SIGALRM:
         return f"no answer in {limit_s:g} s"
-    return f"its decoder died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
+    return f"its decoder died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
 
 
 @dataclass(eq=False)
@@ -209,7 +209,8 @@ def _dead(batches: Any) -> dict[int, str]:
 def _check(found: dict[str, str], deaths: int, error: BaseException) -> None:
     """VidlearnError: videos do not explain these deaths (path or "" -> cause)."""
     if "" in found:
-        text = f"a loader worker died ({found['']}) with no video in hand"
+        how = found[""].removeprefix("its decoder died ")
+        text = f"a loader worker died {how} with no video in hand"
         raise VidlearnError(f"{text}. {REMEDY}") from error
     if deaths > IN_A_ROW:
         path, why = next(iter(found.items()))
