@@ -192,21 +192,30 @@ def test_what_cannot_be_read_is_told_and_tried_again(data: Manifest) -> None:
     assert new == 0
 
 
-def test_a_call_that_was_cut_goes_on(data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, done = index._scanned, []
-
-    def some(path: str) -> object:
-        if len(done) == 3:
+def test_a_call_that_was_cut_goes_on(data: Manifest) -> None:
+    def cut(done: int, _all: int) -> None:
+        if done == 3:
             raise KeyboardInterrupt
-        done.append(path)
+
+    with pytest.raises(KeyboardInterrupt):
+        index.build(data, jobs=1, progress=cut)
+    assert not index.index_file(data.source).exists()
+    assert index.build(data)[:2] == (5, 2)
+
+
+def test_a_video_that_ends_its_process_costs_itself(
+    data: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = index.scan
+
+    def scan(path: str) -> FrameTable:
+        if path == data.rows[1].path:
+            os.kill(os.getpid(), 11)
         return real(path)
 
-    monkeypatch.setattr(index, "_scanned", some)
-    with pytest.raises(KeyboardInterrupt):
-        index.build(data, jobs=1, progress=lambda i, n: None)
-    assert not index.index_file(data.source).exists()
-    monkeypatch.setattr(index, "_scanned", real)
-    assert index.build(data)[1] < 5
+    monkeypatch.setattr(index, "scan", scan)
+    n, new, bad = index.build(data)
+    assert (n, new) == (4, 4) and bad == {data.rows[1].path: "its decoder died (signal 11)"}
 
 
 @pytest.mark.parametrize("content", [b"no database", b""])

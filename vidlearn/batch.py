@@ -5,11 +5,6 @@ All randomness follows from (seed, epoch, sample): N processes see what one woul
 Traded: a video that cannot be read leaves a named hole (`valid` False, zeros); no rank waits.
 """
 
-import atexit
-import gc
-import signal
-import sys
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import BatchSampler, Dataset, default_collate
 
-from vidlearn.datasets import Manifest, shuffled
+from vidlearn.datasets import Manifest, guard, shuffled
 from vidlearn.datasets.index import index_file, part_at, table_of
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -88,6 +83,7 @@ class ClipDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row, cause = self.manifest.rows[index // self.spec.clips], ""
         try:
+            guard.hold(row.path)  # if it ends this worker, it is known
             table, chosen, box, flip = self.choose(epoch, index)
             part_THWC = part_at(row.path, chosen, box, backend=self.backend, table=table)
             clip = self.transform.finish(part_THWC, flip)
@@ -101,6 +97,7 @@ class ClipDataset(Dataset):
 
 
 def _collate(samples: list[dict[str, Any]]) -> Batch:
+    guard.hold()
     bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
     # Stacked as they lie in memory, T H W C; seen as ever.
     all_of = default_collate([{**s, "clip": s["clip"].permute(1, 2, 3, 0)} for s in samples])
@@ -144,53 +141,18 @@ class ShardedSampler:
             epoch, step = epoch + 1, 0
 
 
-class _Loader(DataLoader):
-    def __init__(self, dataset: ClipDataset, workers: int, rank: int = 0, **options: Any) -> None:
-        if workers:  # a fork starts at once, but outside Linux system libraries do not survive one
-            options["multiprocessing_context"] = "fork" if sys.platform == "linux" else "spawn"
-        own = torch.Generator().manual_seed(hash((dataset.seed, rank)))  # leaves torch's as it is
-        options |= {"generator": own, "collate_fn": _collate, "worker_init_fn": _start_worker}
-        super().__init__(dataset, num_workers=workers, **options)
-
-    def __iter__(self) -> Any:
-        # Workers are forked here. PyAV frames that wait for the garbage collector have threads,
-        # which a fork leaves behind: a worker that collects one waits for them for ever.
-        gc.disable()
-        try:
-            batches = super().__iter__()
-        finally:
-            gc.enable()
-        atexit.register(_end_workers, weakref.ref(batches))
-        return batches
-
-
-def _start_worker(_worker: int) -> None:
-    gc.freeze()  # see above: what was inherited is not this process's to collect
-    gc.enable()
-    # A stop is the trainer's business; some clusters signal every process of a job.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers(batches: weakref.ref[Any]) -> None:
-    # Left to itself, Python ends them with SIGTERM, which they ignore, and waits for ever.
-    if workers := getattr(batches(), "_workers", []):
-        batches()._shutdown_workers()  # type: ignore[union-attr]
-        for worker in workers:
-            worker.kill()
-
-
 def make_loader(
     dataset: ClipDataset, sampler: ShardedSampler, *, workers: int = 0, device: Device = "cpu"
-) -> DataLoader:
+) -> guard.Loader:
     """This rank's batches, in order; two for each worker at most are read ahead."""
-    pin = torch.device(device).type == "cuda"
-    return _Loader(dataset, workers, sampler.rank, batch_sampler=sampler, pin_memory=pin)
+    pin, seed = torch.device(device).type == "cuda", hash((dataset.seed, sampler.rank))
+    return guard.Loader(dataset, sampler, _collate, workers, seed, pin)
 
 
-def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> DataLoader:
+def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> guard.Loader:
     """Every sample once and in order; the last batch may be smaller."""
-    return _Loader(dataset, workers, batch_size=batch_size)
+    keys = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
+    return guard.Loader(dataset, keys, _collate, workers, hash((dataset.seed, 0)))
 
 
 def to_device(loader: Iterable[Batch], device: Device) -> Iterator[Batch]:

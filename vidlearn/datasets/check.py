@@ -1,29 +1,208 @@
 """Which videos cannot be read, and why?
 
-Input: their paths. Output: (path, cause) of each bad one. Traded: one frame stands for all.
-Threads share the work: PyAV lets others run while it reads and decodes. Chapter 5.
+Input: a data set. Output: the cause of each bad video, a quarantine, a manifest of the good rows,
+and a journal, so that the same call goes on. Each video is tried in another process, which may
+hang or crash: that costs this video and no other. Traded: one frame stands for all, unless all are
+asked for; a call that was cut tries the videos again that it had in hand. Chapter 5.
 """
 
+from __future__ import annotations
+
+import json
 import os
-from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any, cast
 
+from vidlearn.datasets import guard
+from vidlearn.datasets.files import write_manifest
+from vidlearn.datasets.manifest import MARK, Manifest, file_of
+from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.sequences import frame_table, frames_at
-from vidlearn.errors import VideoError
+from vidlearn.errors import ConfigError, VideoError, VidlearnError
+from vidlearn.storage import AGAIN, iter_frames
+
+LIMIT_S = 60.0  # for a video, or with --full for a frame
+Work = Callable[
+    [str, Callable[[], None]], Any
+]  # of a path; calling the second begins the limit anew
 
 
-def unreadable(paths: list[str]) -> Iterator[tuple[str, str]]:
+def check_all(
+    data: Manifest, out: Path, *, manifest: Path | None = None, limit_s: float = LIMIT_S,
+    jobs: int | None = None, full: bool = False, progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Try each video of `data` that the journal does not know; path -> cause of the bad ones.
+
+    `out` names the bad ones, `manifest` the rows of the others, `journal_of(out)` all that were
+    tried. jobs: processes, None for one a core. progress(done, all). ConfigError: a choice that
+    cannot be, or the manifest would be written over the data's own.
+    """
+    if limit_s <= 0:
+        raise ConfigError(f"--limit-s {limit_s:g}: give more than 0 seconds")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: give 1 or more")
+    own = Path(data.source) / "manifest.csv" if Path(data.source).is_dir() else Path(data.source)
+    if manifest and manifest.resolve() in {own.resolve(), out.resolve(), journal_of(out).resolve()}:
+        raise ConfigError(f"{manifest}: would be written over. Choose another --manifest")
+    paths = list(dict.fromkeys(row.path for row in data.rows))
+    known = _known(journal_of(out), paths, full)
+    bad = {path: cause for path, cause in known.items() if cause}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    quarantine = Quarantine(out, len(paths), max_share=1.0)
+    quarantine.add(list(bad.items()))
+    todo, work = [path for path in paths if path not in known], whole if full else middle
+    stamps = {path: _stamp(path) for path in todo}  # before it is read: it may change meanwhile
+    with open(journal_of(out), "a") as journal:
+        for done, (path, cause) in enumerate(tried(todo, limit_s, jobs, work), len(known) + 1):
+            about = {"path": path, "stamp": stamps[path], "full": full, "cause": cause}
+            journal.write(json.dumps(about) + "\n")
+            journal.flush()
+            if cause:
+                bad[path] = cause
+                quarantine.add([(path, cause)])
+            if progress:
+                progress(done, len(paths))
+    if manifest:
+        write_manifest(manifest, [row for row in data.rows if row.path not in bad])
+    return {path: bad[path] for path in paths if path in bad}
+
+
+def journal_of(out: Path) -> Path:
+    """The file beside the quarantine that knows what was tried; delete it to try all again."""
+    return out.with_name(f"{out.stem}.tried.jsonl")
+
+
+def _stamp(path: str) -> list[int] | None:
+    """Size and time of the file or folder, None if there is none."""
+    file = file_of(path)
+    info = os.stat(file) if os.path.exists(file) else None
+    return info and [info.st_size, info.st_mtime_ns]
+
+
+def _known(journal: Path, paths: list[str], full: bool) -> dict[str, str]:
+    """path -> cause or "" of what was tried and has not changed since."""
+    if not journal.exists():
+        return {}
+    lines = journal.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):  # of a call that was killed
+        os.truncate(journal, sum(map(len, lines[:-1])))
+        lines.pop()
+    latest = {found["path"]: found for found in map(json.loads, lines) if found["full"] >= full}
+    known = {}
+    for path in paths:
+        found = latest.get(path)
+        if found and found["stamp"] and found["stamp"] == _stamp(path):
+            known[path] = found["cause"]
+    return known
+
+
+def unreadable(paths: list[str]) -> list[tuple[str, str]]:
     """(path, cause) of the videos that do not give their middle frame, in the order given."""
-    with ThreadPool(os.cpu_count()) as pool:
-        found = zip(paths, pool.imap(_cause, paths))
-        yield from ((path, cause) for path, cause in found if cause)
+    causes = dict(tried(paths))
+    return [(path, causes[path]) for path in paths if causes[path]]
 
 
-def _cause(path: str) -> str:
-    """Why a video cannot be read, or "". In the middle, so that seeking is tried, too."""
+def tried(
+    paths: list[str], limit_s: float = LIMIT_S, jobs: int | None = None, work: Work | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(path, what `work` says of it) as they come from so many processes; by default `middle`.
+
+    Of a video that ended its process, why. VidlearnError: what no other video would change, such
+    as a package that is not there.
+    """
+    work = work or middle
+    context: Any = get_context(guard.METHOD)
+    todo, busy = deque(paths), dict[Any, Any]()
+
+    def start() -> Any:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, limit_s, work), daemon=True)
+        guard.begin(process.start)
+        theirs.close()  # so that its end is told when it dies
+        return ours, process
+
+    def give(pipe: Any, process: Any) -> None:
+        pipe.send(path := todo.popleft() if todo else None)
+        if path is None:  # it ends
+            process.join()
+        else:
+            busy[pipe] = process, path
+
+    try:
+        for _ in range(min(jobs or os.cpu_count() or 1, len(todo))):
+            give(*start())
+        while busy:
+            for pipe in cast(list[Any], connection.wait(list(busy))):
+                process, path = busy.pop(pipe)
+                try:
+                    cause = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    pipe.close()
+                    cause = guard.cause_of(process, limit_s)
+                    if todo:
+                        give(*start())
+                else:
+                    if isinstance(cause, VidlearnError):
+                        raise cause
+                    give(pipe, process)
+                yield path, cause
+    finally:
+        for pipe, (process, _) in busy.items():
+            pipe.close()
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Any, limit_s: float, work: Work) -> None:
+    """In the process: answers for paths, until there are no more or the parent is gone."""
+    guard.quiet_start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so does Python end it, with the parent
+    touch = partial(guard.alarm, limit_s)
+    try:
+        while True:
+            if (path := pipe.recv()) is None:
+                return
+            touch()
+            try:
+                answer = work(path, touch)
+            except VidlearnError as error:
+                answer = error
+            guard.alarm(0)
+            pipe.send(answer)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def middle(path: str, _touch: Callable[[], None] | None = None) -> str:
+    """Why a video cannot be read, or "". One frame in the middle, so that seeking is tried, too."""
     try:
         table = frame_table(path)
         frames_at(path, [(table.n_frames - 1) // 2], backend="pyav", table=table)
+    except VideoError as error:
+        return error.cause
+    return ""
+
+
+def whole(path: str, touch: Callable[[], None]) -> str:
+    """The same of all frames; `touch` is called after each."""
+    try:
+        table = frame_table(path)
+        if MARK.fullmatch(path):
+            for row in range(table.n_frames):
+                frames_at(path, [row], table=table)
+                touch()
+            return ""
+        n = 0
+        for n, _ in enumerate(iter_frames(path), 1):  # noqa: B007 - n is used after the loop
+            touch()
+        if n < table.n_frames:
+            raise VideoError(path, f"{n} of its {table.n_frames} frames come out of it", AGAIN)
     except VideoError as error:
         return error.cause
     return ""

@@ -7,7 +7,8 @@ Traded: the decoders are imported for a check only, since they take seconds. Cha
 import os
 import sys
 from collections import Counter
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,6 @@ from vidlearn.datasets.adapters import KINDS, Left, Listing, Seen
 from vidlearn.datasets.files import is_parquet, read_manifest, write_manifest
 from vidlearn.datasets.folder import open_data
 from vidlearn.datasets.manifest import file_of
-from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.errors import ConfigError
 
 
@@ -83,18 +83,31 @@ def stats(data: Positional[Path]) -> None:
     print(f"missing files: {gone.rows}" + f", such as {', '.join(gone.first)}" * bool(gone.rows))
 
 
-def check(data: Positional[Path], out: Path = Path("quarantine.jsonl")) -> int:
-    """Decode a frame of every video; the file --out names those that fail."""
-    from vidlearn.datasets.check import unreadable
+def check(
+    data: Positional[Path], out: Path = Path("quarantine.jsonl"), manifest: Path | None = None,
+    limit_s: float = 60.0, jobs: int | None = None, full: bool = False,
+) -> int:  # fmt: skip
+    """Decode a frame of every video, each out of harm's way; the same command goes on.
 
-    paths = list(dict.fromkeys(row.path for row in open_data(data).rows))
-    out.unlink(missing_ok=True)
-    quarantine, bad = Quarantine(out, len(paths), max_share=1.0), 0
-    for path, cause in unreadable(paths):
-        bad = quarantine.add([(path, cause)])
-        print(f"{path}: {cause}")
-    print(f"{len(paths)} videos, {bad} unreadable" + f", listed in {out}" * bool(bad))
-    return int(bad > 0)
+    Args:
+        data: folder of videos or manifest.
+        out: file that names those that fail; what was tried stands beside it, in OUT.tried.jsonl.
+        manifest: file to write with the rows of the others.
+        limit_s: seconds after which a video that gives nothing has failed.
+        jobs: processes; None: one a core.
+        full: decode all frames; the limit is for each.
+    """
+    from vidlearn.datasets import check as checks
+
+    found = open_data(data)
+    with _progress() as advance:
+        bad = checks.check_all(
+            found, out, manifest=manifest, limit_s=limit_s, jobs=jobs, full=full, progress=advance
+        )
+    print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
+    n = len({row.path for row in found.rows})
+    print(f"{n} videos, {len(bad)} unreadable" + f", listed in {out}" * bool(bad))
+    return int(bool(bad))
 
 
 def index(data: Positional[Path], jobs: int | None = None) -> int:
@@ -104,17 +117,11 @@ def index(data: Positional[Path], jobs: int | None = None) -> int:
         data: folder of videos or manifest.
         jobs: processes; None: one a core.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from vidlearn.datasets import index as places
 
     found = open_data(data)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        advance = partial(bar.update, bar.add_task("videos"))
-        n, new, bad = places.build(
-            found, jobs=jobs, progress=lambda i, n: advance(completed=i, total=n)
-        )
+    with _progress() as advance:
+        n, new, bad = places.build(found, jobs=jobs, progress=advance)
     print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
     told = f"{places.index_file(found.source)}: {n} videos, {new} of them new"
     print(told + f"; {len(bad)} cannot be read" * bool(bad))
@@ -137,20 +144,25 @@ def transcode(
         fast_decode: without CABAC and deblocking: a tenth more bytes, a third less time.
         jobs: processes; None: one a core.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from vidlearn.datasets import transcode as copies
 
     found, plan = open_data(data), copies.Plan(recipe, short_side, crf, fast_decode)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        advance = partial(bar.update, bar.add_task("videos"))
-        bad = copies.transcode_all(
-            found, out, plan, jobs=jobs, progress=lambda i, n: advance(completed=i, total=n)
-        )
+    with _progress() as advance:
+        bad = copies.transcode_all(found, out, plan, jobs=jobs, progress=advance)
     done = {a: b for a, b in copies.target_paths(found, out).items() if a not in bad}
     print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
     unreadable = f", {len(bad)} unreadable, listed in {out / copies.BAD}" * bool(bad)
     print(f"{out / copies.MANIFEST}: {len(done)} videos{unreadable}")
     print(*(copies.saved(done, plan.grid) if done else ()), sep="\n")
     return int(bool(bad))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; what is given moves it to so many of all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("videos")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -13,12 +13,9 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vidlearn.datasets import sequences
+from vidlearn.datasets.check import tried
 from vidlearn.datasets.manifest import MARK, Manifest
 from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable, frame_table, open_video, upright
@@ -280,15 +278,15 @@ def _unpack(path: str, content: bytes) -> FrameTable:
     )  # fmt: skip
 
 
-def _scanned(path: str) -> tuple[Stamp, bytes, str]:
-    """Stamp, row and "", or why the video cannot be read."""
+def _scanned(path: str, _touch: Callable[[], None]) -> tuple[int, int, bytes] | str:
+    """What the index shall hold, or why the video cannot be read."""
     try:
         info = os.stat(path)
-        return (info.st_size, info.st_mtime_ns), _pack(scan(path)), ""
+        return info.st_size, info.st_mtime_ns, _pack(scan(path))
     except VideoError as error:
-        return (0, 0), b"", error.cause
+        return error.cause
     except OSError as error:
-        return (0, 0), b"", error.strerror or repr(error)
+        return error.strerror or repr(error)
 
 
 def build(
@@ -296,7 +294,7 @@ def build(
 ) -> tuple[int, int, dict[str, str]]:
     """Write or bring up to date the index of a data set: videos, those new of them, path -> cause.
 
-    jobs: processes, None for one a core. progress(done, all). VidlearnError: a process died.
+    jobs: processes, None for one a core; a video that ends its own is bad. progress(done, all).
     """
     target, bad = index_file(data.source), {}
     part = target.with_name(f".{target.name}.part")  # a call that was cut goes on with it
@@ -313,11 +311,11 @@ def build(
         }
         todo = [p for p in paths if known.get(_key(p, target)) != _stamp(p)]
         try:
-            for done, (path, (stamp, content, cause)) in enumerate(_scans(todo, jobs), 1):
-                row = (_key(path, target), *stamp, content)
-                if cause:
-                    bad[path] = cause
+            for done, (path, found) in enumerate(tried(todo, jobs=jobs, work=_scanned), 1):
+                if isinstance(found, str):
+                    bad[path] = found
                 else:
+                    row = (_key(path, target), *found)
                     db.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?)", row)
                 if done % 256 == 0:
                     db.commit()
@@ -335,19 +333,3 @@ def _stamp(path: str) -> list[int] | None:
     except OSError:
         return None
     return [info.st_size, info.st_mtime_ns]
-
-
-def _scans(paths: list[str], jobs: int | None) -> Iterator[tuple[str, Any]]:
-    """What `_scanned` says of each, in the order given, from so many processes."""
-    jobs = min(jobs or os.cpu_count() or 1, 1 + len(paths) // 16)
-    if jobs <= 1:
-        yield from ((path, _scanned(path)) for path in paths)
-        return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
-    try:
-        yield from zip(paths, pool.map(_scanned, paths, chunksize=8))
-    except BrokenProcessPool as error:
-        remedy = "`vidlearn data check` finds it; the same command goes on"
-        raise VidlearnError(f"a process died at one of {len(paths)} videos. {remedy}") from error
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,232 @@
+"""The worker processes of a loader: how they start, how one that dies is replaced, how they end.
+
+Input: a dataset and the keys of its batches. Output: the batches in order, whatever befalls a
+worker. A worker writes down the video that it decodes, in memory that it shares with the loader,
+and has the kernel end it when the video takes too long. The video of a dead worker cannot be read
+from then on, and new workers begin at the first batch that was not delivered. Traded: what was
+read ahead is read again; without workers nothing is guarded. Chapter 2.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
+
+from vidlearn.errors import VideoError, VidlearnError
+
+LIMIT_S = 300.0  # for a sample; the other ranks wait so long, and NCCL gives up after 600
+IN_A_ROW = 8  # dead workers without a batch between; one batch may hold several bad videos
+PATH_BYTES = 8192
+# A fork starts at once, but outside Linux system libraries do not survive one.
+METHOD = "fork" if sys.platform == "linux" else "spawn"
+REMEDY = "Give it more (shared) memory (df -h /dev/shm, free -g), or use fewer --workers"
+
+_slot: Any = None  # in a worker: where it writes the path that it has in hand
+_poison: dict[str, str] = {}  # in a worker: path -> cause of what ended another one
+_waiting = False  # in the loader: is it in want of a batch?
+
+
+def hold(path: str = "") -> None:
+    """In a worker: this video is begun, or ("") none is in hand. Elsewhere it does nothing.
+
+    VideoError: the video has ended a worker before.
+    """
+    if _slot is None:
+        return
+    if path in _poison:
+        raise VideoError(path, _poison[path], "Leave it out.")
+    _slot.value = os.fsencode(path)[: PATH_BYTES - 1]
+    alarm(LIMIT_S if path else 0)
+
+
+def alarm(limit_s: float) -> None:
+    """The kernel ends this process after so long, also inside a decoder; 0 calls it off."""
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+def quiet_start() -> None:
+    """The first thing in a forked process that decodes; `begin` starts it."""
+    gc.freeze()  # see `begin`: what was inherited is not this process's to collect
+    gc.enable()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # A stop is the parent's business; some clusters signal every process of a job.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def begin(start: Callable[[], Any]) -> Any:
+    """Call what forks, with no garbage that the new process would collect."""
+    # PyAV frames that wait for the collector have threads, which a fork leaves behind: a process
+    # that collects one waits for them for ever.
+    gc.disable()
+    try:
+        return start()
+    finally:
+        gc.enable()
+
+
+def cause_of(process: BaseProcess, limit_s: float) -> str:
+    """Why a process that had a video in hand is dead, in words."""
+    process.join()
+    code = process.exitcode or 0
+    if code == -signal.SIGALRM:
+        return f"no answer in {limit_s:g} s"
+    return f"its decoder died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
+
+
+@dataclass(eq=False)
+class Loader:
+    """Batches of a dataset by keys; `workers` processes read two batches each ahead.
+
+    Each worker that dies or hangs costs the video that it had in hand, and nothing else: the
+    dataset calls `hold` before it reads a video, and `collate` when a batch is complete.
+    VidlearnError: a worker died without a video, or too many died in a row.
+    """
+
+    dataset: Dataset
+    batch_sampler: Iterable[Any]
+    collate: Callable[[list[Any]], Any]
+    workers: int = 0
+    seed: int = 0
+    pin_memory: bool = False
+    multiprocessing_context: str = METHOD
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.batch_sampler))
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.workers:
+            yield from self._loader(self.batch_sampler)
+            return
+        keys, pending, poison = iter(self.batch_sampler), deque[Any](), dict[str, str]()
+
+        def undelivered() -> Iterator[Any]:
+            yield from tuple(pending)
+            for key in keys:
+                pending.append(key)
+                yield key
+
+        batches, slots, deaths = *self._begin(undelivered(), poison), 0
+        try:
+            while True:
+                try:
+                    batch = _wait_for(batches)
+                except (RuntimeError, OSError, EOFError) as error:
+                    if not (dead := _dead(batches)):
+                        raise  # a bug, not a dead worker
+                    found = {os.fsdecode(slots[i].value): why for i, why in dead.items()}
+                    deaths += 1
+                    _check(found, deaths, error)
+                    poison |= found
+                    _end(batches)
+                    batches, slots = self._begin(undelivered(), poison)
+                    continue
+                if batch is None:
+                    return
+                pending.popleft()
+                deaths = 0
+                yield batch
+        finally:
+            _end(batches)
+
+    def _loader(self, keys: Iterable[Any], **options: Any) -> DataLoader:
+        own = torch.Generator().manual_seed(self.seed)  # leaves torch's as it is
+        options |= {"collate_fn": self.collate, "pin_memory": self.pin_memory, "generator": own}
+        return DataLoader(self.dataset, batch_sampler=cast(Any, keys), **options)
+
+    def _begin(self, keys: Iterable[Any], poison: dict[str, str]) -> tuple[Any, list[Any]]:
+        """torch's iterator with its workers, and where each writes what it has in hand."""
+        context = get_context(self.multiprocessing_context)
+        slots = [context.RawArray("c", PATH_BYTES) for _ in range(self.workers)]
+        options = {"num_workers": self.workers, "multiprocessing_context": context}
+        init = partial(_start_worker, slots, dict(poison))
+        loader = self._loader(keys, **options, worker_init_fn=init)
+        _raise_only_while_waiting()
+        batches = begin(partial(iter, loader))
+        atexit.register(_end_at_exit, weakref.ref(batches))
+        return batches, slots
+
+
+def _start_worker(slots: list[Any], poison: dict[str, str], worker: int) -> None:
+    global _slot
+    quiet_start()
+    _slot = slots[worker]
+    _poison.update(poison)
+
+
+def _raise_only_while_waiting() -> None:
+    """When a worker dies, torch raises wherever the program is, such as in a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # torch sets no handler then, and looks every five seconds
+    signal_handling._set_SIGCHLD_handler()
+    theirs: Any = signal.getsignal(signal.SIGCHLD)
+    if getattr(theirs, "func", None) is not _child_ended:
+        signal.signal(signal.SIGCHLD, partial(_child_ended, theirs))
+
+
+def _child_ended(theirs: Any, number: int, frame: Any) -> None:
+    global _waiting
+    if _waiting:
+        _waiting = False
+        theirs(number, frame)
+
+
+def _wait_for(batches: Any) -> Any:
+    """The next batch, or None after the last; RuntimeError, most often: a worker is dead."""
+    global _waiting
+    try:
+        _waiting = True
+        if any(worker.exitcode is not None for worker in batches._workers):
+            raise RuntimeError("a worker died while nobody waited for it")
+        return next(batches, None)
+    finally:
+        _waiting = False
+
+
+def _dead(batches: Any) -> dict[int, str]:
+    """Number -> cause of each worker that has died; one that is dying gets a second for it."""
+    connection.wait([worker.sentinel for worker in batches._workers], timeout=1)
+    found = enumerate(batches._workers)
+    return {i: cause_of(w, LIMIT_S) for i, w in found if w.exitcode is not None}
+
+
+def _check(found: dict[str, str], deaths: int, error: BaseException) -> None:
+    """VidlearnError: videos do not explain these deaths (path or "" -> cause)."""
+    if "" in found:
+        how = found[""].removeprefix("its decoder died ")
+        text = f"a loader worker died {how} with no video in hand"
+        raise VidlearnError(f"{text}. {REMEDY}") from error
+    if deaths > IN_A_ROW:
+        path, why = next(iter(found.items()))
+        text = f"{deaths} loader workers died in a row, the last at {path}: {why}"
+        raise VidlearnError(f"{text}. Try the videos with vidlearn data check. {REMEDY}") from error
+
+
+def _end(batches: Any) -> None:
+    """Workers finish the batch in hand, or are ended after five seconds."""
+    workers = batches._workers
+    batches._shutdown_workers()
+    for worker in workers:
+        worker.kill()  # it ignores the SIGTERM of torch and Python, which would wait for ever
+        worker.join()
+
+
+def _end_at_exit(batches: weakref.ref[Any]) -> None:
+    if (found := batches()) is not None:
+        _end(found)
