@@ -66,6 +66,10 @@ def frames_at(
             if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
                 return torch.stack([clip[place] for place in places])
     frames = _pyav(table, rows, upright)
+    for row, frame in zip(rows, frames):
+        if frame.shape[:2] != (table.height, table.width):
+            text = f"frame {row} has another size than the first"
+            raise VideoError(table.path, text, "Write it anew, or leave it out.")
     return torch.from_numpy(np.stack([frames[place] for place in places]))
 
 
