@@ -1,6 +1,7 @@
 """A video that hangs or crashes its decoder costs itself: not the check, not the training run."""
 
 import faulthandler
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import torch
 from videos import AWKWARD, HEIGHT, TRUSTED, WIDTH, picture, read_index
 from videos import write as write_video
 
-from vidlearn.batch import ClipDataset, ShardedSampler, eval_loader, make_loader
+from vidlearn.batch import ClipDataset, ShardedSampler, collate, eval_loader, make_loader
 from vidlearn.cli import main
 from vidlearn.datasets import guard, open_data, read_manifest
 from vidlearn.datasets.check import check_all, journal_of, tried, whole
@@ -171,7 +172,7 @@ def test_a_death_is_told_to_who_waits_for_a_batch_only(root, plant):
 
 def test_a_death_without_a_video_is_an_error(root, plant, monkeypatch):
     plant({})
-    monkeypatch.setattr("vidlearn.batch.default_collate", lambda samples: out_of_memory())
+    monkeypatch.setattr("vidlearn.datasets.guard.together", lambda *_: out_of_memory())
     told = r"a loader worker died \(signal 9\) with no video in hand.*/dev/shm.*--workers"
     with pytest.raises(VidlearnError, match=told):
         list(eval_loader(dataset(root), 4, workers=2))
@@ -353,3 +354,56 @@ def test_a_thousand_damaged_files_harm_nobody(tmp_path):
     named = quarantined(run / "quarantine.jsonl")
     assert {path for path, kind in made.items() if kind in HOPELESS} <= named.keys()
     assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 700
+
+
+def rooms_of(monkeypatch):
+    """Every `Rooms` that is made from now on."""
+    made, real = [], guard.Rooms.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(guard.Rooms, "__init__", init)
+    return made
+
+
+def test_batches_lie_in_memory_that_is_used_again(root, plant, monkeypatch):
+    plant({})
+    made = rooms_of(monkeypatch)
+    places = [batch.clips.data_ptr() for batch in eval_loader(dataset(root), 1, workers=1)]
+    assert len(places) > len(set(places)) and len(set(places)) <= len(made[0].memory) == 4
+
+
+def test_a_batch_that_is_kept_stays_as_it_is(root, plant, monkeypatch):
+    """Also if only a part of it is kept, and when the loader is gone."""
+    plant({})
+    made = rooms_of(monkeypatch)
+    want = [batch.clips for batch in eval_loader(dataset(root), 1)]
+    every = [batch.clips for batch in eval_loader(dataset(root), 1, workers=2)]
+    assert len(every) > len(made[-1].memory) and all(map(torch.equal, every, want))
+    parts = [b.clips[0, :, 1] for b in eval_loader(dataset(root), 1, workers=2)]
+    assert all(torch.equal(part, clip[0, :, 1]) for part, clip in zip(parts, want))
+    assert len(made[-1].lent) > 0
+    del every, parts
+    gc.collect()
+    assert all(not rooms.lent for rooms in made)
+    assert not guard._rooms  # no memory is kept for loaders that are gone
+
+
+def test_a_room_of_a_dead_worker_is_used_again(root, plant, monkeypatch):
+    made = rooms_of(monkeypatch)
+    plant({paths_of(root)[1]: segfault})
+    for batch in eval_loader(dataset(root), 2, workers=2):
+        del batch
+    gc.collect()
+    assert sorted(made[0].free) == list(range(6))
+
+
+def test_a_batch_too_large_for_its_room_travels_as_ever(root, plant):
+    plant({})
+    keys = [[0, 1], [2, 3]]
+    small = guard.Loader(dataset(root), keys, collate, workers=1, room_bytes=8)
+    large = guard.Loader(dataset(root), keys, collate, workers=1, room_bytes=10**6)
+    for a, b in zip(small, large):
+        assert torch.equal(a.clips, b.clips) and a.clips.stride() == b.clips.stride()

@@ -29,8 +29,8 @@ import torch
 
 from published_loader import Order, published_loader
 from vidlearn import measure
-from vidlearn.batch import ClipDataset, _Loader
-from vidlearn.datasets import Manifest, folder_manifest, index, transcode
+from vidlearn.batch import ClipDataset, collate
+from vidlearn.datasets import Manifest, folder_manifest, guard, index, transcode
 from vidlearn.datasets.write import encode
 from vidlearn.sample import ClipSpec
 from vidlearn.storage import frame_table, iter_frames, open_video
@@ -90,9 +90,8 @@ def timed(batches: Callable[[], Iterable[Any]], clips: int) -> tuple[float, floa
 
 def ours(dataset: ClipDataset, keys: Keys, batch: int, workers: int) -> Any:
     """Our loader over these clips."""
-    return _Loader(
-        dataset, workers, batch_sampler=[keys[i : i + batch] for i in range(0, len(keys), batch)]
-    )
+    groups = [keys[i : i + batch] for i in range(0, len(keys), batch)]
+    return guard.Loader(dataset, groups, collate, workers, room_bytes=batch * dataset.clip_bytes)
 
 
 def normalised(batches: Any) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, default_collate
+from torch.utils.data import BatchSampler, Dataset
 
 from vidlearn.datasets import Manifest, guard, shuffled
 from vidlearn.datasets.index import index_file, part_at, table_of
@@ -64,6 +64,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
 
+    @property
+    def clip_bytes(self) -> int:
+        """Of a sample's clip, as it travels to the device."""
+        return 3 * self.spec.frames * self.transform.size**2
+
     def choose(self, epoch: int, index: int) -> tuple[FrameTable, np.ndarray, Box, bool]:
         """Of that sample: what is in its video, frames to decode [T], part of them, flipped?"""
         row = self.manifest.rows[index // self.spec.clips]
@@ -96,13 +101,14 @@ class ClipDataset(Dataset):
         return {"clip": clip, **about, "valid": not cause, "cause": cause}
 
 
-def _collate(samples: list[dict[str, Any]]) -> Batch:
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Samples of a dataset -> a Batch, in the order given."""
     guard.hold()
     bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
     # Stacked as they lie in memory, T H W C; seen as ever.
-    all_of = default_collate([{**s, "clip": s["clip"].permute(1, 2, 3, 0)} for s in samples])
-    clips = all_of["clip"].permute(0, 4, 1, 2, 3)
-    return Batch(clips, all_of["label"], all_of["index"], all_of["valid"], bad)
+    clips = guard.together([s["clip"].permute(1, 2, 3, 0) for s in samples], (0, 4, 1, 2, 3))
+    told = {name: torch.tensor([s[name] for s in samples]) for name in ("label", "index", "valid")}
+    return Batch(clips, told["label"], told["index"], told["valid"], bad)
 
 
 @dataclass(eq=False)
@@ -146,13 +152,15 @@ def make_loader(
 ) -> guard.Loader:
     """This rank's batches, in order; two for each worker at most are read ahead."""
     pin, seed = torch.device(device).type == "cuda", hash((dataset.seed, sampler.rank))
-    return guard.Loader(dataset, sampler, _collate, workers, seed, pin)
+    room_bytes = sampler.global_batch // sampler.world * dataset.clip_bytes
+    return guard.Loader(dataset, sampler, collate, workers, seed, pin, room_bytes)
 
 
 def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> guard.Loader:
     """Every sample once and in order; the last batch may be smaller."""
     keys = BatchSampler(range(len(dataset)), batch_size, drop_last=False)
-    return guard.Loader(dataset, keys, _collate, workers, hash((dataset.seed, 0)))
+    seed, room_bytes = hash((dataset.seed, 0)), batch_size * dataset.clip_bytes
+    return guard.Loader(dataset, keys, collate, workers, seed, room_bytes=room_bytes)
 
 
 def to_device(loader: Iterable[Batch], device: Device) -> Iterator[Batch]:

@@ -68,8 +68,7 @@ def frames_at(
     frames = _pyav(table, rows, upright)
     for row, frame in zip(rows, frames):
         if frame.shape[:2] != (table.height, table.width):
-            text = f"frame {row} has another size than the first"
-            raise VideoError(table.path, text, "Write it anew, or leave it out.")
+            raise VideoError(table.path, f"frame {row} has another size", "Write it anew.")
     return torch.from_numpy(np.stack([frames[place] for place in places]))
 
 

@@ -66,10 +66,7 @@ class ClipTransform:
         return box, self.train and rng.random() < self.flip
 
     def finish(self, part_THWC: torch.Tensor, flip: bool) -> torch.Tensor:
-        """Resize that part: uint8 [T, h, w, C] -> uint8 [C, T, size, size], T first in memory.
-
-        `normalize` puts the bytes in order, on the device.
-        """
+        """Resize that part: uint8 [T, h, w, C] -> [C, T, size, size], in memory T H W C still."""
         part_TCHW = part_THWC.permute(0, 3, 1, 2)
         resized = interpolate(part_TCHW, (self.size, self.size), mode="bilinear")
         return (resized.flip(-1) if flip else resized).transpose(0, 1)

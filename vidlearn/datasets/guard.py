@@ -2,7 +2,8 @@
 
 Input: a dataset and the keys of its batches. Output: the batches in order, whatever befalls a
 worker. A worker writes down the video that it decodes, in memory that it shares with the loader,
-and has the kernel end it when the video takes too long. The video of a dead worker cannot be read
+and has the kernel end it when the video takes too long. Batches lie in memory that is used again,
+for fresh pages cost more than what is written on them. The video of a dead worker cannot be read
 from then on, and new workers begin at the first batch that was not delivered. Traded: what was
 read ahead is read again; without workers nothing is guarded. Chapter 2.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import atexit
 import gc
+import math
+import mmap
 import os
 import signal
 import sys
@@ -20,10 +23,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
@@ -37,9 +42,84 @@ PATH_BYTES = 8192
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 REMEDY = "Give it more (shared) memory (df -h /dev/shm, free -g), or use fewer --workers"
 
+_room: memoryview | None = None  # in a worker: where the batch in hand shall lie, and its address
+_address: tuple[int, int] = (0, 0)
+_rooms: dict[int, Rooms] = {}  # in the process of the loader: its memory, by number
 _slot: Any = None  # in a worker: where it writes the path that it has in hand
 _poison: dict[str, str] = {}  # in a worker: path -> cause of what ended another one
+_numbers = count()  # of loaders
 _waiting = False  # in the loader: is it in want of a batch?
+
+
+class Rooms:
+    """Memory for so many batches, shared with workers; a room is free when its tensor is gone."""
+
+    def __init__(self, count: int, room_bytes: int) -> None:
+        self.memory = [mmap.mmap(-1, room_bytes) for _ in range(count)]
+        self.lent: set[int] = set()
+        self.reclaim()
+
+    def reclaim(self) -> None:
+        """All that no tensor lies in: those that did the work are gone."""
+        self.free = deque(i for i in range(len(self.memory)) if i not in self.lent)
+
+    def give_back(self, room: int) -> None:
+        """Its tensor is gone, and all that saw a part of it."""
+        self.lent.discard(room)
+        self.free.append(room)
+
+    def lend(self, room: int, shape: tuple[int, ...], axes: tuple[int, ...]) -> torch.Tensor:
+        """The tensor that a worker has written there."""
+        pixels = np.frombuffer(self.memory[room], np.uint8, math.prod(shape))
+        self.lent.add(room)
+        weakref.finalize(pixels, self.give_back, room).atexit = False
+        return torch.from_numpy(pixels).view(shape).permute(axes)
+
+
+class _Lent(NamedTuple):
+    """What travels in place of a tensor that lies in a room."""
+
+    loader: int
+    room: int
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def __reduce__(self) -> Any:
+        return _claim, tuple(self)
+
+
+def _claim(loader: int, room: int, shape: tuple[int, ...], axes: tuple[int, ...]) -> torch.Tensor:
+    return _rooms[loader].lend(room, shape, axes)
+
+
+class _Keys(list):
+    """The keys of a batch, and the number of the loader and of the room that it shall lie in."""
+
+    address: tuple[int, int] | None = None
+
+
+class _Placed(Dataset):
+    """A dataset whose batches lie where their keys say."""
+
+    def __init__(self, dataset: Any, memory: list[Any]) -> None:
+        self.dataset, self.memory = dataset, memory
+
+    def __getitems__(self, keys: _Keys) -> list[Any]:
+        global _room, _address
+        _room = None
+        if keys.address is not None:
+            _address, _room = keys.address, memoryview(self.memory[keys.address[1]])
+        return [self.dataset[key] for key in keys]
+
+
+def together(parts: list[torch.Tensor], axes: tuple[int, ...]) -> Any:
+    """Stack uint8 tensors and permute: [B, ...]; in a worker, in the room for the batch in hand."""
+    shape = (len(parts), *parts[0].shape)
+    if _room is None or math.prod(shape) > len(_room):
+        return torch.stack(parts).permute(axes)
+    target = torch.frombuffer(_room, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+    torch.stack(parts, out=target)
+    return _Lent(*_address, shape, axes)
 
 
 def hold(path: str = "") -> None:
@@ -95,7 +175,8 @@ class Loader:
     """Batches of a dataset by keys; `workers` processes read two batches each ahead.
 
     Each worker that dies or hangs costs the video that it had in hand, and nothing else: the
-    dataset calls `hold` before it reads a video, and `collate` when a batch is complete.
+    dataset calls `hold` before it reads a video, and `collate` when a batch is complete. It may
+    put `room_bytes` with `together`, where memory is used again that no tensor of a batch holds.
     VidlearnError: a worker died without a video, or too many died in a row.
     """
 
@@ -105,6 +186,7 @@ class Loader:
     workers: int = 0
     seed: int = 0
     pin_memory: bool = False
+    room_bytes: int = 0
     multiprocessing_context: str = METHOD
 
     def __len__(self) -> int:
@@ -115,14 +197,22 @@ class Loader:
             yield from self._loader(self.batch_sampler)
             return
         keys, pending, poison = iter(self.batch_sampler), deque[Any](), dict[str, str]()
+        forks, number = self.multiprocessing_context == "fork", next(_numbers)
+        rooms = Rooms((2 * self.workers + 2) * (forks and self.room_bytes > 0), self.room_bytes)
+        _rooms[number] = rooms
+
+        def placed(key: Any) -> _Keys:
+            keys = _Keys(key)
+            keys.address = (number, rooms.free.popleft()) if rooms.free else None
+            return keys
 
         def undelivered() -> Iterator[Any]:
-            yield from tuple(pending)
+            yield from map(placed, tuple(pending))
             for key in keys:
                 pending.append(key)
-                yield key
+                yield placed(key)
 
-        batches, slots, deaths = *self._begin(undelivered(), poison), 0
+        batches, slots, deaths = *self._begin(undelivered(), poison, rooms), 0
         try:
             while True:
                 try:
@@ -135,7 +225,8 @@ class Loader:
                     _check(found, deaths, error)
                     poison |= found
                     _end(batches)
-                    batches, slots = self._begin(undelivered(), poison)
+                    rooms.reclaim()
+                    batches, slots = self._begin(undelivered(), poison, rooms)
                     continue
                 if batch is None:
                     return
@@ -144,19 +235,25 @@ class Loader:
                 yield batch
         finally:
             _end(batches)
+            del _rooms[number]
 
-    def _loader(self, keys: Iterable[Any], **options: Any) -> DataLoader:
+    def _loader(
+        self, keys: Iterable[Any], rooms: Rooms | None = None, **options: Any
+    ) -> DataLoader:
+        dataset = _Placed(self.dataset, rooms.memory) if rooms else self.dataset
         own = torch.Generator().manual_seed(self.seed)  # leaves torch's as it is
         options |= {"collate_fn": self.collate, "pin_memory": self.pin_memory, "generator": own}
-        return DataLoader(self.dataset, batch_sampler=cast(Any, keys), **options)
+        return DataLoader(dataset, batch_sampler=cast(Any, keys), **options)
 
-    def _begin(self, keys: Iterable[Any], poison: dict[str, str]) -> tuple[Any, list[Any]]:
+    def _begin(
+        self, keys: Iterable[Any], poison: dict[str, str], rooms: Rooms
+    ) -> tuple[Any, list[Any]]:
         """torch's iterator with its workers, and where each writes what it has in hand."""
         context = get_context(self.multiprocessing_context)
         slots = [context.RawArray("c", PATH_BYTES) for _ in range(self.workers)]
         options = {"num_workers": self.workers, "multiprocessing_context": context}
         init = partial(_start_worker, slots, dict(poison))
-        loader = self._loader(keys, **options, worker_init_fn=init)
+        loader = self._loader(keys, rooms, **options, worker_init_fn=init)
         _raise_only_while_waiting()
         batches = begin(partial(iter, loader))
         atexit.register(_end_at_exit, weakref.ref(batches))
