@@ -18,6 +18,7 @@ import videos
 from conftest import REAL_VIDEOS
 
 from vidlearn import decode
+from vidlearn.datasets import pictures_to_decode
 from vidlearn.datasets.write import encode
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import ConfigError, VideoError
@@ -26,7 +27,6 @@ from vidlearn.storage import (
     frame_table,
     iter_frames,
     open_video,
-    pictures_to_decode,
     upright,
 )
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import videos
 
+from vidlearn.datasets import pictures_to_decode
 from vidlearn.datasets.write import encode, transcode
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import frame_table, iter_frames, pictures_to_decode
+from vidlearn.storage import frame_table, iter_frames
 
 FRAMES = np.stack([videos.picture(i) for i in range(48)])
 

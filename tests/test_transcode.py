@@ -21,11 +21,11 @@ import pytest
 import videos
 
 from vidlearn.cli import main
-from vidlearn.datasets import open_data, transcode
+from vidlearn.datasets import open_data, pictures_to_decode, transcode
 from vidlearn.datasets.transcode import RECIPES, Plan, rewrite, transcode_all
 from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
-from vidlearn.storage import frame_table, iter_frames, pictures_to_decode
+from vidlearn.storage import frame_table, iter_frames
 
 FRAMES = np.stack([videos.picture(i) for i in range(100)])
 

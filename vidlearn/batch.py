@@ -60,14 +60,10 @@ class ClipDataset(Dataset):
     def __post_init__(self) -> None:
         check_backend(self.backend)  # here, not in a worker
         self._index = index_file(self.manifest.source)
+        self.clip_bytes = 3 * self.spec.frames * self.transform.size**2
 
     def __len__(self) -> int:
         return len(self.manifest) * self.spec.clips
-
-    @property
-    def clip_bytes(self) -> int:
-        """Of a sample's clip, as it travels to the device."""
-        return 3 * self.spec.frames * self.transform.size**2
 
     def choose(self, epoch: int, index: int) -> tuple[FrameTable, np.ndarray, Box, bool]:
         """Of that sample: what is in its video, frames to decode [T], part of them, flipped?"""

@@ -141,6 +141,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "data synth": ("datasets.commands:synth", "FOLDER", "make the built-in videos"),
     "data manifest": ("datasets.commands:manifest", "KIND ROOT", "list a data set's videos"),
     "data stats": ("datasets.commands:stats", "DATA", "count rows, hours, what is missing"),
+    "data plan": ("datasets.commands:plan", "DATA", "tell cores and bandwidth that GPUs will need"),
     "data check": ("datasets.commands:check", "DATA", "try every video, list what is bad"),
     "data index": (
         "datasets.commands:index",

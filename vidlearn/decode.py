@@ -118,7 +118,7 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
                     drawn[wanted[name]] = draw(frame)
 
     with open_video(table.path) as (container, stream), ExitStack() as done:
-        # PyAV keeps a little memory for each of these that is left open.
+        # PyAV keeps a little memory for each generator that is left open.
         demux: Any = lambda: done.enter_context(closing(container.demux(stream)))  # noqa: E731
         context, packets, at, ended = stream.codec_context, demux(), 0, False
         for row in rows.tolist():

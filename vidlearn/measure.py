@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import distributions
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from vidlearn import budget, dist, probe, step, train
-from vidlearn.datasets import Manifest
+from vidlearn.datasets import Manifest, parts_ms
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
@@ -117,12 +119,21 @@ class _Laps:
 
 
 def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:
-    """How fast the recipe's loader is when nobody makes it wait."""
-    loader = train.load(config, data, dist.init_distributed())
-    # What the workers read ahead while they started is not counted.
-    batch_s = timeit(lambda: next(loader), batches, warmup=1 + 2 * config.workers).median_s
-    told = {"workers": config.workers, "batch": config.batch, "batches": batches}
-    return {**told, "clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
+    """How fast clips come when nobody makes the loader wait: so, and in other settings.
+
+    `parts_ms` is what a clip takes of a core, `binds` the largest; `best` the fastest of `tries`.
+    """
+    tries, me = [], dist.init_distributed()
+    numbers = dict.fromkeys((config.workers, *(n for n in (0, 1, 2, 4, 8, 16) if n <= cores())))
+    for backend, workers in product(dict.fromkeys((config.backend, "auto")), numbers):
+        loader = train.load(replace(config, backend=backend, workers=workers), data, me)
+        # What the workers read ahead while they started is not counted.
+        batch_s = timeit(partial(next, loader), batches, warmup=1 + 2 * workers).median_s
+        rates = {"clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
+        tries.append({"backend": backend, "workers": workers, **rates})
+    parts, best = parts_ms(config, data), max(tries, key=lambda found: found["clips_per_s"])
+    told = {"batch": config.batch, "batches": batches, **tries[0], "parts_ms": parts}
+    return {**told, "binds": max(parts, key=parts.__getitem__), "best": best, "tries": tries}
 
 
 def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str, Any]:

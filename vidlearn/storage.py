@@ -6,7 +6,7 @@ decodes one frame, which believes the file, and all frames where they give a rea
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -211,17 +211,6 @@ def _table(path: str, _stamp: tuple[int, int] | None, types: bool) -> FrameTable
         column.setflags(write=False)  # all who ask for this file share the table
     about = path, codec, width, height, turn_deg, fps, not why, why
     return FrameTable(*about, *columns, tuple(letter for _, letter in shown) if types else ())
-
-
-def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool = False) -> int:
-    """Pictures to decode for these frames from key frames on; `skip` leaves out what none needs."""
-    rows, order, total = np.unique(np.fromiter(indices, np.int64)), table.decode_order, 0
-    spare = np.setdiff1d(np.flatnonzero(~table.referenced), rows) if skip else rows[:0]
-    for start in np.unique(table.start[rows]):
-        first = order[start] if start else 0
-        last = order[rows[table.start[rows] == start]].max()
-        total += last + 1 - first - sum(first <= order[row] <= last for row in spare)
-    return int(total)
 
 
 def iter_frames(path: AnyPath) -> Iterator[np.ndarray]:

@@ -100,6 +100,8 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
     where = f"{dist.world} process(es) on {dist.device}; {len(data)} videos to train on"
     log.say(f"{begins} at step {state.step} of {config.steps} in {where}, of {data.source}")
+    ahead = 2 * config.workers * config.batch * 3 * config.frames * config.size**2 / dist.world
+    log.say(f"{config.backend} decodes; {ahead / 2**20:.1f} MiB at most are read ahead")
     began, waited, first_step, metrics = time.perf_counter(), 0.0, state.step, {}
     with _stop_requests() as asked, log.bar:
         while state.step < config.steps and not state.votes[1]:

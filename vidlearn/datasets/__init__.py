@@ -4,7 +4,7 @@ Input: a folder, a manifest or a published list. Output: a Manifest of rows. Tra
 modules. Taught in the chapter "Video datasets and what they cost".
 """
 
-from vidlearn.datasets.cost import plan
+from vidlearn.datasets.cost import parts_ms, pictures_to_decode, plan
 from vidlearn.datasets.files import read_manifest, write_manifest
 from vidlearn.datasets.folder import folder_manifest, open_data
 from vidlearn.datasets.manifest import Manifest, Row
@@ -22,6 +22,8 @@ __all__ = [
     "Row",
     "folder_manifest",
     "open_data",
+    "parts_ms",
+    "pictures_to_decode",
     "plan",
     "read_manifest",
     "shuffled",

@@ -83,6 +83,26 @@ def stats(data: Positional[Path]) -> None:
     print(f"missing files: {gone.rows}" + f", such as {', '.join(gone.first)}" * bool(gone.rows))
 
 
+def plan(data: Positional[Path], gpus: int = 1, clips_per_s: float = 100.0) -> None:
+    """Say what training on these videos takes, from a sample of 32, measured here.
+
+    Args:
+        data: folder of videos or manifest.
+        gpus: how many train.
+        clips_per_s: how many clips of 16 frames each takes; `vidlearn bench step` measures it.
+    """
+    from vidlearn.datasets.cost import needs
+
+    found = needs(open_data(data), gpus, clips_per_s)
+    print(f"{data}: {found['rows']} rows, about {found['hours']:.3g} hours and "
+          f"{found['stored_bytes'] / 1e9:.3g} GB (from {found['sampled']} of them)")  # fmt: skip
+    print(f"a clip: {found['cpu_ms_per_clip']:.1f} ms of one core here, "
+          f"{found['read_bytes_per_clip'] / 1e6:.2f} MB from the disk")  # fmt: skip
+    print(f"{gpus} x {clips_per_s:g} clips/s: {found['cores']:.1f} cores, "
+          f"{found['read_bytes_per_s'] / 1e6:.1f} MB/s from the disk, "
+          f"{found['to_gpus_bytes_per_s'] / 1e6:.0f} MB/s to the GPUs")  # fmt: skip
+
+
 def check(
     data: Positional[Path], out: Path = Path("quarantine.jsonl"), manifest: Path | None = None,
     limit_s: float = 60.0, jobs: int | None = None, full: bool = False,
