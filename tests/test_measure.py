@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import gpu_record
-from vidlearn import measure
-from vidlearn.datasets import folder_manifest, open_data, write_manifest
+from vidlearn import measure, transform
+from vidlearn.datasets import folder_manifest, index, open_data, parts_ms, write_manifest
+from vidlearn.datasets.cost import needs
 from vidlearn.datasets.synth import draw, make
 from vidlearn.datasets.write import encode
 from vidlearn.dist import init_distributed
+from vidlearn.errors import VidlearnError
 from vidlearn.recipes import recipe
 from vidlearn.step import build, train_step
 from vidlearn.train import load
@@ -210,3 +212,55 @@ def test_breakdown_on_a_gpu(data):
     numbers = measure.step_breakdown(TINY, data, steps=3)
     assert numbers["device"].startswith("cuda")
     assert all(numbers[f"{name}_ms"] > 0 for name in PARTS)
+
+
+def test_load_rate_tries_settings_and_names_what_binds(data):
+    numbers = measure.load_rate(TINY, data, batches=2)
+    assert {(t["backend"], t["workers"]) for t in numbers["tries"]} >= {("decord", 0), ("auto", 0)}
+    assert numbers["best"] in numbers["tries"]
+    assert numbers["best"]["clips_per_s"] == max(t["clips_per_s"] for t in numbers["tries"])
+    parts = numbers["parts_ms"]
+    assert list(parts) == ["open", "decode", "read", "colour", "resize", "copy", "device"]
+    assert parts[numbers["binds"]] == max(parts.values()) and min(parts.values()) >= 0
+
+
+@pytest.mark.parametrize("part", ["open", "colour", "resize", "device"])
+def test_a_slow_part_of_loading_is_found(part, data, monkeypatch):
+    def slow(function):
+        def slowed(*args, **options):
+            end = time.process_time() + 0.03
+            while time.process_time() < end:
+                pass
+            return function(*args, **options)
+
+        return slowed
+
+    where = {
+        "open": (index, "table_of"), "colour": (index, "_canvas"),
+        "resize": (transform.ClipTransform, "finish"), "device": (transform, "normalize"),
+    }[part]  # fmt: skip
+    if part == "colour":  # of each frame
+        real = index._canvas
+        monkeypatch.setattr(index, "_canvas", lambda *a: slow(real(*a)))
+    else:
+        monkeypatch.setattr(*where, slow(getattr(*where)))
+    clips = data, TINY.clip_spec(), TINY.transform(True), TINY.input_norm
+    parts = parts_ms(*clips, clips=3)
+    assert max(parts, key=parts.get) == part and parts[part] > 25
+
+
+def test_no_clip_to_be_had_is_an_error(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"nothing")
+    clips = folder_manifest(tmp_path), TINY.clip_spec(), TINY.transform(True), TINY.input_norm
+    with pytest.raises(VidlearnError, match="none of 24 clips can be read"):
+        parts_ms(*clips)
+    with pytest.raises(VidlearnError, match="no video of the sample can be read"):
+        needs(folder_manifest(tmp_path), 1, 1.0)
+
+
+def test_needs_are_in_proportion(data):
+    one, eight = needs(data, 1, 50.0, sample=4), needs(data, 8, 50.0, sample=4)
+    assert one["sampled"] == 4 and one["rows"] == len(data)
+    assert eight["to_gpus_bytes_per_s"] == 8 * one["to_gpus_bytes_per_s"] == 400 * 16 * 224**2 * 3
+    assert eight["read_bytes_per_s"] == pytest.approx(8 * one["read_bytes_per_s"])
+    assert one["cores"] == pytest.approx(50 * one["cpu_ms_per_clip"] / 1e3)

@@ -19,7 +19,8 @@ from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable
 
 if TYPE_CHECKING:
-    from vidlearn.recipes import Config
+    from vidlearn.sample import ClipSpec
+    from vidlearn.transform import ClipTransform
 
 
 def plan(
@@ -49,81 +50,92 @@ def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool 
     return int(total)
 
 
-def parts_ms(config: Config, data: Manifest, clips: int = 24) -> dict[str, float]:
-    """Milliseconds of this core for a training clip of a recipe, read by "auto", by part.
+def parts_ms(
+    data: Manifest, spec: ClipSpec, look: ClipTransform, norm: str, clips: int = 24
+) -> dict[str, float]:
+    """Milliseconds of this core for a training clip, read by "auto", by part.
 
     open: finding the pictures, in the index or else by reading through the file; read and colour
     (cropping, YUV to RGB) stand apart from decode where clips are read directly; resize; copy into
     the batch; device: the normalisation, here. VidlearnError: no clip can be read.
     """
-    from vidlearn.batch import ClipDataset
-    from vidlearn.datasets.index import part_at
+    from vidlearn.datasets.index import part_at  # these load torch
     from vidlearn.transform import normalize
 
-    spec, look = config.clip_spec(), config.transform(True)
-    dataset = ClipDataset(data.training(), spec, look, config.seed, "auto")
-    totals: dict[str, float] = {}
+    rng, totals = np.random.default_rng(0), dict[str, float]()
     now, began, done = "", time.process_time(), -1  # the first clip pays for what is set up once
 
     def mark(part: str) -> None:
-        nonlocal now, began, totals
+        nonlocal now, began
         moment = time.process_time()
         totals[now] = totals.get(now, 0.0) + moment - began
         now, began = part, moment
 
-    for index in np.random.default_rng(config.seed).integers(0, len(dataset), clips + 1).tolist():
+    for number in rng.integers(0, len(data), clips + 1).tolist():
         mark("open")
         try:
-            table, rows, box, flip = dataset.choose(0, index)
-            part = part_at(table.path, rows, box, backend=dataset.backend, table=table, mark=mark)
+            table, rows = _clip_of(data, number, spec, rng)
+            box, flip = look.draw(table.height, table.width, rng)
+            part = part_at(table.path, rows, box, table=table, mark=mark)
         except VideoError:
             continue  # `vidlearn data check` names it
         mark("resize")
-        clip = dataset.transform.finish(part, flip)
+        clip = look.finish(part, flip)
         mark("copy")
         batch = clip[None].clone()
         mark("device")
-        normalize(batch, config.input_norm)
+        normalize(batch, norm)
         mark("")
-        done += 1
-        totals = totals if done else {}
+        if (done := done + 1) == 0:
+            totals.clear()
     if done < 1:
         raise VidlearnError(f"{data.source}: none of {clips} clips can be read")
     return {name: 1e3 * total / done for name, total in totals.items() if name}
 
 
-def needs(
-    data: Manifest, gpus: int, clips_per_s: float, *, sample: int = 32, recipe_name: str = "vitl16"
-) -> dict[str, float]:
+def _clip_of(
+    data: Manifest, number: int, spec: ClipSpec, rng: np.random.Generator
+) -> tuple[FrameTable, np.ndarray]:
+    """What is in that row's video, and the frames of a random clip of it."""
+    from vidlearn.datasets.index import index_file, table_of
+    from vidlearn.sample import clip_indices
+
+    row = data.rows[number]
+    table = table_of(row.path, index_file(data.source))
+    first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
+    if stop <= first:
+        raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
+    return table, first + clip_indices(spec, int(stop - first), table.fps, rng=rng)[0]
+
+
+def needs(data: Manifest, gpus: int, clips_per_s: float, *, sample: int = 32) -> dict[str, float]:
     """What training takes of these videos: hours, bytes, cores and bytes a second for the GPUs.
 
-    Measured on a sample, on clips as the recipe takes them, read by "auto". Each GPU takes
+    Measured on a sample: clips of 16 frames, stride 4, 224 pixels, read by "auto". Each GPU takes
     `clips_per_s`. VidlearnError: no clip of the sample can be read.
     """
-    from vidlearn.batch import ClipDataset
-    from vidlearn.recipes import recipe
+    from vidlearn.sample import ClipSpec
+    from vidlearn.transform import ClipTransform
 
-    data, config = data.training(), recipe(recipe_name)
-    stored, seconds, read = [], [], []
-    dataset = ClipDataset(data, config.clip_spec(), config.transform(True), config.seed, "auto")
-    for i in np.random.default_rng(config.seed).permutation(len(data))[:sample].tolist():
-        row = data.rows[i]
+    data, spec, look = data.training(), ClipSpec(), ClipTransform(224)
+    rng, found = np.random.default_rng(0), []
+    for number in rng.permutation(len(data))[:sample].tolist():
+        row = data.rows[number]
         try:
-            table, frames, _, _ = dataset.choose(0, i)
+            table, frames = _clip_of(data, number, spec, rng)
         except VideoError:
             continue  # `vidlearn data check` names it
-        stored.append(os.path.getsize(file_of(row.path)))
-        seconds.append((row.end_s or float(table.pts_s[-1])) - row.start_s)
-        read.append(int(table.bytes[table.start[frames.min()] : frames.max() + 1].sum()))
-    if not seconds:
+        length_s = (row.end_s or float(table.pts_s[-1])) - row.start_s
+        read = table.bytes[table.start[frames.min()] : frames.max() + 1].sum()
+        found.append((length_s, os.path.getsize(file_of(row.path)), read))
+    if not found:
         raise VidlearnError(f"{data.source}: no video of the sample can be read")
-    ms = parts_ms(config, data, len(seconds))
+    length_s, stored, read = np.mean(found, axis=0).tolist()
+    ms = parts_ms(data, spec, look, "imagenet", len(found))
     cpu_ms, rate = sum(ms.values()) - ms["device"], gpus * clips_per_s
     return {
-        "rows": len(data), "sampled": len(seconds),
-        "hours": len(data) * float(np.mean(seconds)) / 3600,
-        "stored_bytes": len(data) * float(np.mean(stored)), "cpu_ms_per_clip": cpu_ms,
-        "read_bytes_per_clip": float(np.mean(read)), "cores": rate * cpu_ms / 1e3,
-        "read_bytes_per_s": rate * float(np.mean(read)),
-        "to_gpus_bytes_per_s": rate * dataset.clip_bytes,
+        "rows": len(data), "sampled": len(found), "hours": len(data) * length_s / 3600,
+        "stored_bytes": len(data) * stored, "cpu_ms_per_clip": cpu_ms, "cores": rate * cpu_ms / 1e3,
+        "read_bytes_per_clip": read, "read_bytes_per_s": rate * read,
+        "to_gpus_bytes_per_s": rate * 3 * spec.frames * look.size**2,
     }  # fmt: skip

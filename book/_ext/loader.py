@@ -1,0 +1,60 @@
+"""The loader's table, drawn from its record when the book is built: ```{loader}```."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from vidbook import table
+
+RECORD = Path("_static/records/loader.json")
+FILES = {"256": "340 x 256", "720": "1280 x 720", "1080": "1920 x 1080"}
+SIDES = {
+    "published": "published",
+    "ours, decord": "ours, decord",
+    "ours": "ours, `--backend auto`",
+    "ours, normalised": "the same, normalised on this CPU",
+    "ours, layered": "the same, from layered copies",
+}
+HEAD = ("files", "loader", "CPU ms a clip", "times less CPU", "times faster", "CPU over the floor")
+
+
+def spread(three: list[float]) -> str:
+    """Middle, least and greatest, as the tables of the book have them."""
+    return f"{three[0]:.1f} ({three[1]:.1f} to {three[2]:.1f})"
+
+
+def rows(record: dict[str, Any]) -> list[list[str]]:
+    """One row a kind of file and a side."""
+    made = []
+    for name, found in record["sets"].items():
+        for side, label in SIDES.items():
+            told = found["sides"][side]
+            ratios = [spread(told[key]) for key in ("times_cpu", "times_wall")]
+            floor = f"{told['over_floor']:.2f}" if "over_floor" in told else ""
+            made.append([FILES[name], label, f"{told['cpu_ms']:.1f}", *ratios, floor])
+    return made
+
+
+class Loader(SphinxDirective):
+    """{loader}: the table, and on what machine."""
+
+    def run(self) -> list[nodes.Node]:
+        """The table; ratios are of pairs: middle, least, greatest."""
+        path = Path(self.env.srcdir) / RECORD
+        self.env.note_dependency(str(path))
+        record = json.loads(path.read_text("utf-8"))
+        machine = record["machine"]
+        told = (f"Measured on {machine['cores']} cores of an {machine['cpu']} that others share, "
+                f"{record['workers']} worker processes, {record['pairs']} pairs.")  # fmt: skip
+        return [table(HEAD, rows(record)), nodes.paragraph("", told)]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("loader", Loader)
+    return {"parallel_read_safe": True}
