@@ -65,6 +65,8 @@ def frames_at(
             if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
                 return torch.stack([clip[place] for place in places])
     frames = _pyav(table, rows, upright)
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(table.path, "its frames change their size", AGAIN)
     return torch.from_numpy(np.stack([frames[place] for place in places]))
 
 

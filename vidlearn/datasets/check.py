@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import connection, get_context
@@ -187,8 +187,14 @@ def _cause(path: str, touch: Callable[[], None] | None) -> str:
                 frames_at(path, [row], table=table)
                 touch()
         else:
-            if (n := sum(touch() is None for _ in iter_frames(path))) < table.n_frames:
+            shapes = Counter[tuple[int, ...]]()
+            for frame in iter_frames(path):
+                shapes[frame.shape] += 1
+                touch()
+            if (n := sum(shapes.values())) < table.n_frames:
                 raise VideoError(path, f"{n} of its {table.n_frames} frames come out of it", AGAIN)
+            if len(shapes) > 1:
+                raise VideoError(path, "its frames change their size", AGAIN)
     except VideoError as error:
         return error.cause
     return ""
