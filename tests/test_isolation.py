@@ -337,19 +337,20 @@ def damage_of(path):
     return max(np.abs(frame.astype(int) - other).mean() for frame, other in zip(frames, whole))
 
 
-def test_a_thousand_damaged_files_harm_nobody(tmp_path):
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_files_harm_nobody(tmp_path, n):
     """Every one is named, or gives whole pictures; a few flips show, and no decoder notices."""
     (tmp_path / "set").mkdir()
-    made, out = spoil(tmp_path / "set", 1000), tmp_path / "bad.jsonl"
+    made, out = spoil(tmp_path / "set", n), tmp_path / "bad.jsonl"
     data = open_data(tmp_path / "set")
     bad = check_all(data, out, limit_s=30, full=True)
-    assert quarantined(out) == bad and all(bad.values()) and len(data) == 1000
+    assert quarantined(out) == bad and all(bad.values()) and len(data) == n
     passed = {path: kind for path, kind in made.items() if path not in bad}
-    assert not set(passed.values()) & set(HOPELESS) and len(passed) < 200
-    assert sum(damage_of(path) > 8 for path in passed) < 50
-    run, steps = tmp_path / "run", 125
+    assert not set(passed.values()) & set(HOPELESS) and len(passed) < n / 5
+    assert sum(damage_of(path) > 8 for path in passed) < n / 20
+    run, steps = tmp_path / "run", n // 8
     settings = {"batch": 8, "steps": steps, "save_every": steps, "log_every": steps}
     assert train(replace(TINY, **settings), data, run)["step"] == steps
     named = quarantined(run / "quarantine.jsonl")
     assert {path for path, kind in made.items() if kind in HOPELESS} <= named.keys()
-    assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 700
+    assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 0.7 * n
