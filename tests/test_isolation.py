@@ -174,7 +174,7 @@ def test_a_death_without_a_video_is_an_error(root, plant, monkeypatch):
     monkeypatch.setattr("vidlearn.batch.default_collate", lambda samples: out_of_memory())
     told = r"a loader worker died \(signal 9\) with no video in hand.*/dev/shm.*--workers"
     with pytest.raises(VidlearnError, match=told):
-        list(eval_loader(dataset(root), 4, workers=2))
+        list(eval_loader(dataset(root), 12, workers=2))
     assert multiprocessing.active_children() == []
 
 
