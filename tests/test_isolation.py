@@ -170,12 +170,13 @@ def test_a_death_is_told_to_who_waits_for_a_batch_only(root, plant):
     assert [len(batch.bad) for batch in batches] == [1, 0, 0]
 
 
-def test_a_death_without_a_video_is_an_error(root, plant, monkeypatch):
-    plant({})
+def test_a_death_without_a_video_is_an_error(root, tmp_path, plant, monkeypatch):
+    plant({}, tmp_path / "seen")
     monkeypatch.setattr("vidlearn.datasets.guard.together", lambda *_: out_of_memory())
     told = r"a loader worker died \(signal 9\) with no video in hand.*/dev/shm.*--workers"
     with pytest.raises(VidlearnError, match=told):
-        list(eval_loader(dataset(root), 4, workers=2))
+        list(eval_loader(dataset(root), 12, workers=1))
+    assert len((tmp_path / "seen").read_text().split()) == 12  # none was blamed and left out
     assert multiprocessing.active_children() == []
 
 
@@ -340,20 +341,21 @@ def damage_of(path):
 
 def test_a_thousand_damaged_files_harm_nobody(tmp_path):
     """Every one is named, or gives whole pictures; a few flips show, and no decoder notices."""
+    n = 1000
     (tmp_path / "set").mkdir()
-    made, out = spoil(tmp_path / "set", 1000), tmp_path / "bad.jsonl"
+    made, out = spoil(tmp_path / "set", n), tmp_path / "bad.jsonl"
     data = open_data(tmp_path / "set")
     bad = check_all(data, out, limit_s=30, full=True)
-    assert quarantined(out) == bad and all(bad.values()) and len(data) == 1000
+    assert quarantined(out) == bad and all(bad.values()) and len(data) == n
     passed = {path: kind for path, kind in made.items() if path not in bad}
-    assert not set(passed.values()) & set(HOPELESS) and len(passed) < 200
-    assert sum(damage_of(path) > 8 for path in passed) < 50
-    run, steps = tmp_path / "run", 125
+    assert not set(passed.values()) & set(HOPELESS) and len(passed) < n / 5
+    assert sum(damage_of(path) > 8 for path in passed) < n / 20
+    run, steps = tmp_path / "run", n // 8
     settings = {"batch": 8, "steps": steps, "save_every": steps, "log_every": steps}
     assert train(replace(TINY, **settings), data, run)["step"] == steps
     named = quarantined(run / "quarantine.jsonl")
     assert {path for path, kind in made.items() if kind in HOPELESS} <= named.keys()
-    assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 700
+    assert read_metrics(run / "metrics.jsonl")[-1]["bad_videos"] == len(named) > 0.7 * n
 
 
 def rooms_of(monkeypatch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import connection, get_context
@@ -198,11 +198,14 @@ def whole(path: str, touch: Callable[[], None]) -> str:
                 frames_at(path, [row], table=table)
                 touch()
             return ""
-        n = 0
-        for n, _ in enumerate(iter_frames(path), 1):  # noqa: B007 - n is used after the loop
+        shapes = Counter[tuple[int, ...]]()
+        for frame in iter_frames(path):
+            shapes[frame.shape] += 1
             touch()
-        if n < table.n_frames:
+        if (n := sum(shapes.values())) < table.n_frames:
             raise VideoError(path, f"{n} of its {table.n_frames} frames come out of it", AGAIN)
+        if len(shapes) > 1:
+            raise VideoError(path, "its frames change their size", AGAIN)
     except VideoError as error:
         return error.cause
     return ""

@@ -129,10 +129,11 @@ def hold(path: str = "") -> None:
     """
     if _slot is None:
         return
+    begun = "" if path in _poison else path
+    _slot.value = os.fsencode(begun)[: PATH_BYTES - 1]
+    alarm(LIMIT_S if begun else 0)
     if path in _poison:
         raise VideoError(path, _poison[path], "Leave it out.")
-    _slot.value = os.fsencode(path)[: PATH_BYTES - 1]
-    alarm(LIMIT_S if path else 0)
 
 
 def alarm(limit_s: float) -> None:
