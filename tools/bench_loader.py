@@ -163,7 +163,13 @@ def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -
         "ours": floor_ms([(path, rows) for path, rows, *_ in asked]),
         "ours, layered": floor_ms(on_copies),
     }
-    return {"clips": n, "batch": batch, "floor_ms": floors, "sides": summary(rounds, floors)}
+    return {
+        "pairs": args.pairs,
+        "clips": n,
+        "batch": batch,
+        "floor_ms": floors,
+        "sides": summary(rounds, floors),
+    }
 
 
 def check(asked: list[Order], batches: Any) -> None:
@@ -204,7 +210,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)
         found = {name: compare(name, make(folder, name), folder, args) for name in args.sets}
-    about = {"machine": measure.machine_card(), "workers": args.workers, "pairs": args.pairs}
+    about = {"machine": measure.machine_card(), "workers": args.workers}
     text = json.dumps({**about, "sets": found}, indent=1)
     args.out.write_text(text + "\n")
     print(text)

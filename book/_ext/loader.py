@@ -49,8 +49,10 @@ class Loader(SphinxDirective):
         self.env.note_dependency(str(path))
         record = json.loads(path.read_text("utf-8"))
         machine = record["machine"]
+        sets = record["sets"].items()
+        pairs = ", ".join(f"{found['pairs']} of {FILES[name]}" for name, found in sets)
         told = (f"Measured on {machine['cores']} cores of an {machine['cpu']} that others share, "
-                f"{record['workers']} worker processes, {record['pairs']} pairs.")  # fmt: skip
+                f"{record['workers']} worker processes; pairs: {pairs}.")  # fmt: skip
         return [table(HEAD, rows(record)), nodes.paragraph("", told)]
 
 
