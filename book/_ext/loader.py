@@ -16,7 +16,7 @@ FILES = {"256": "340 x 256", "720": "1280 x 720", "1080": "1920 x 1080"}
 SIDES = {
     "published": "published",
     "ours, decord": "ours, decord",
-    "ours": "ours, `--backend auto`",
+    "ours": "ours, auto",
     "ours, normalised": "the same, normalised on this CPU",
     "ours, layered": "the same, from layered copies",
 }
@@ -35,6 +35,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
         for side, label in SIDES.items():
             told = found["sides"][side]
             ratios = [spread(told[key]) for key in ("times_cpu", "times_wall")]
+            ratios = ["", ""] if side == "published" else ratios
             floor = f"{told['over_floor']:.2f}" if "over_floor" in told else ""
             made.append([FILES[name], label, f"{told['cpu_ms']:.1f}", *ratios, floor])
     return made
