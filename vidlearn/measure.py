@@ -125,7 +125,7 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
     """
     tries, me = [], dist.init_distributed()
     numbers = dict.fromkeys((config.workers, *(n for n in (0, 1, 2, 4, 8, 16) if n <= cores())))
-    for backend, workers in product(dict.fromkeys((config.backend, "auto")), numbers):
+    for backend, workers in product(dict.fromkeys((config.backend, "auto", "decord")), numbers):
         loader = train.load(replace(config, backend=backend, workers=workers), data, me)
         # What the workers read ahead while they started is not counted.
         batch_s = timeit(partial(next, loader), batches, warmup=1 + 2 * workers).median_s
