@@ -151,6 +151,7 @@ def _canvas(table: FrameTable, box: Box) -> Callable[[Any, np.ndarray], None]:
         return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
 
     def draw(frame: Any, target_HWC: np.ndarray) -> None:
+        """This frame's part, into the target."""
         kind = frame.format.name
         if kind not in PLANAR or table.width % 2 or table.height % 2:
             target_HWC[:] = upright(frame)[top : top + height, left : left + width]
