@@ -23,7 +23,7 @@ from vidlearn.batch import ClipDataset, eval_loader
 from vidlearn.cli import main
 from vidlearn.datasets import SPECS, Manifest, Row, open_data, sequences
 from vidlearn.datasets.adapters import KINDS, Listing
-from vidlearn.datasets.check import unreadable
+from vidlearn.datasets.check import tried
 from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec
@@ -466,7 +466,7 @@ def test_a_tree_becomes_a_manifest_that_leads_to_clips(case, build, capsys) -> N
     assert told(data, root) == case.rows
     assert tuple(frames_of(data)) == case.frames
     assert [frames_of(data, row) for row in range(len(data))]  # each can be read
-    assert not list(unreadable([row.path for row in data.rows]))
+    assert not any(why for _, why in tried([row.path for row in data.rows]))
 
 
 def test_every_kind_of_the_table_and_of_the_lecture_is_tested() -> None:
@@ -874,5 +874,6 @@ def test_what_is_wrong_with_pictures_is_named(tmp_path) -> None:
     (odd / "00003.jpg").write_bytes(hurt)
     with pytest.raises(VideoError, match=r"00003\.jpg cannot be read"):
         sequences.frames_at(f"{odd}#fps=1", [2])
-    bad = list(unreadable([f"{odd}#fps=1", f"{tmp_path}/gone#fps=1"]))
+    paths = [f"{odd}#fps=1", f"{tmp_path}/gone#fps=1"]
+    bad = sorted(dict(tried(paths)).items(), key=lambda one: paths.index(one[0]))
     assert [path for path, _ in bad] == [f"{odd}#fps=1", f"{tmp_path}/gone#fps=1"]

@@ -14,7 +14,7 @@ from vidlearn.batch import ClipDataset, eval_loader
 from vidlearn.datasets import Manifest, Row, folder_manifest, index
 from vidlearn.datasets.write import encode
 from vidlearn.decode import frames_at
-from vidlearn.errors import VideoError, VidlearnError
+from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec
 from vidlearn.storage import FrameTable, frame_table, iter_frames
 from vidlearn.transform import ClipTransform, normalize
@@ -26,7 +26,7 @@ X264 = videos.x264(bframes=3, keyint=24)
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> None:
     index._table.cache_clear()
-    index._opened.cache_clear()
+    index._connected.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +284,39 @@ def test_pictures_and_missing_files_are_left_to_others(tmp_path: Path) -> None:
         index.table_of(str(tmp_path / "gone.mp4"), None)
     rows = (Row(f"{tmp_path}#fps=5"),)
     assert index.build(Manifest(rows, (), str(tmp_path / "m.csv"))) == (0, 0, {})
+
+
+def test_times_that_do_not_come_out_are_no_frames(usual: Path) -> None:
+    """A wrong index gives the right frames, by PyAV, and never memory that nobody has written."""
+    table = index.scan(str(usual))
+    real = index._decoder(table.codec, table.head, 0)  # type: ignore[attr-defined]
+
+    class Timeless:
+        def decode(self, packet: object) -> list:
+            if packet is not None:
+                packet.pts = packet.pts + 7  # type: ignore[attr-defined]
+            return real.decode(packet)
+
+        def flush_buffers(self) -> None:
+            real.flush_buffers()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_decoder", lambda *_: Timeless())
+        part = index.part_at(str(usual), np.array([3, 9]), (0, 0, 48, 64), table=table)
+    assert torch.equal(part, frames_at(usual, [3, 9]))
+
+
+def test_a_damaged_index_stops_the_run_and_is_not_built_upon(data: Manifest) -> None:
+    file = index.index_file(data.source)
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(ConfigError, match=r"videos\.index.*Delete it"):
+        ClipDataset(data, SPEC, ClipTransform(16), backend="auto")[0]
+    with pytest.raises(ConfigError, match=r"videos\.index.*Delete it"):
+        index.build(data)
+    file.unlink()
+    part = file.with_name(f".{file.name}.part")
+    part.write_bytes(b"no database" * 100)
+    with pytest.raises(ConfigError, match=r"part: is no index.*Delete it"):
+        index.build(data)
+    part.unlink()
+    assert index.build(data)[0] == 5

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
 from vidlearn.datasets import Manifest, guard, shuffled
-from vidlearn.datasets.index import index_file, part_at, table_of
+from vidlearn.datasets.index import index_file, part_at, span_of, table_of
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
@@ -70,12 +70,9 @@ class ClipDataset(Dataset):
         row = self.manifest.rows[index // self.spec.clips]
         rng = np.random.default_rng((self.seed, epoch, index, _CLIP))
         table = table_of(row.path, self._index, self.backend)
-        first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
-        first += -first % self.spec.start_grid  # the grid is the file's, not the segment's
-        if stop <= first:
-            raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
+        first, stop = span_of(table, row, self.spec.start_grid)
         starts = rng if self.random_clips else None
-        rows = clip_indices(self.spec, int(stop - first), table.fps, rng=starts)
+        rows = clip_indices(self.spec, stop - first, table.fps, rng=starts)
         chosen = first + rows[index % self.spec.clips]
         return table, chosen, *self.transform.draw(table.height, table.width, rng)
 

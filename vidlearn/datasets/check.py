@@ -57,7 +57,7 @@ def check_all(
     quarantine = Quarantine(out, len(paths), max_share=1.0)
     quarantine.add(list(bad.items()))
     todo, work = [path for path in paths if path not in known], whole if full else middle
-    stamps = {path: _stamp(path) for path in todo}  # before it is read: it may change meanwhile
+    stamps = {path: stamp(path) for path in todo}  # before it is read: it may change meanwhile
     with open(journal_of(out), "a") as journal:
         for done, (path, cause) in enumerate(tried(todo, limit_s, jobs, work), len(known) + 1):
             about = {"path": path, "stamp": stamps[path], "full": full, "cause": cause}
@@ -78,7 +78,7 @@ def journal_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}.tried.jsonl")
 
 
-def _stamp(path: str) -> list[int] | None:
+def stamp(path: str) -> list[int] | None:
     """Size and time of the file or folder, None if there is none."""
     file = file_of(path)
     info = os.stat(file) if os.path.exists(file) else None
@@ -97,15 +97,9 @@ def _known(journal: Path, paths: list[str], full: bool) -> dict[str, str]:
     known = {}
     for path in paths:
         found = latest.get(path)
-        if found and found["stamp"] and found["stamp"] == _stamp(path):
+        if found and found["stamp"] and found["stamp"] == stamp(path):
             known[path] = found["cause"]
     return known
-
-
-def unreadable(paths: list[str]) -> list[tuple[str, str]]:
-    """(path, cause) of the videos that do not give their middle frame, in the order given."""
-    causes = dict(tried(paths))
-    return [(path, causes[path]) for path in paths if causes[path]]
 
 
 def tried(

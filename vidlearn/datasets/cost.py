@@ -97,15 +97,13 @@ def _clip_of(
     data: Manifest, number: int, spec: ClipSpec, rng: np.random.Generator
 ) -> tuple[FrameTable, np.ndarray]:
     """What is in that row's video, and the frames of a random clip of it."""
-    from vidlearn.datasets.index import index_file, table_of
+    from vidlearn.datasets.index import index_file, span_of, table_of
     from vidlearn.sample import clip_indices
 
     row = data.rows[number]
     table = table_of(row.path, index_file(data.source))
-    first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
-    if stop <= first:
-        raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
-    return table, first + clip_indices(spec, int(stop - first), table.fps, rng=rng)[0]
+    first, stop = span_of(table, row)
+    return table, first + clip_indices(spec, stop - first, table.fps, rng=rng)[0]
 
 
 def needs(data: Manifest, gpus: int, clips_per_s: float, *, sample: int = 32) -> dict[str, float]:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from vidlearn.datasets import sequences
-from vidlearn.datasets.check import tried
-from vidlearn.datasets.manifest import MARK, Manifest
-from vidlearn.errors import VideoError, VidlearnError
+from vidlearn.datasets.check import stamp, tried
+from vidlearn.datasets.manifest import MARK, Manifest, Row
+from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import FrameTable, frame_table, open_video, upright
 
 VERSION = 1  # of what stands in a row
@@ -101,7 +101,7 @@ def _direct(
                         came += 1
                         if frame.is_corrupt or (frame.width, frame.height) != size:
                             return None
-                        if (i := number.get(frame.pts)) is not None:
+                        if (i := number.pop(frame.pts, None)) is not None:
                             mark("colour")
                             draw(frame, part[i])
                             mark("decode")
@@ -110,7 +110,7 @@ def _direct(
         return None  # `decode` finds out what it is
     finally:
         context.flush_buffers()
-    if came < sent:
+    if number or came != sent:
         return None
     return part if np.array_equal(wanted, rows) else part[places]
 
@@ -212,32 +212,48 @@ def table_of(path: str, index: Path | None = None, backend: str = "auto") -> Fra
     return _table(path, (info.st_size, info.st_mtime_ns), index, backend == "auto")
 
 
+def span_of(table: FrameTable, row: Row, grid: int = 1) -> tuple[int, int]:
+    """First frame of a manifest's row, on the grid, and the one after its last.
+
+    VideoError: there is none.
+    """
+    first, stop = np.searchsorted(table.pts_s, (row.start_s, row.end_s or np.inf))
+    first += -first % grid  # the grid is the file's, not the segment's
+    if stop <= first:
+        raise VideoError(row.path, f"no frames from {row.start_s} s to {row.end_s} s")
+    return int(first), int(stop)
+
+
 @lru_cache(maxsize=4096)
-def _table(path: str, stamp: Stamp, index: Path | None, direct: bool) -> FrameTable:
-    if index and (opened := _opened(index, os.getpid())):
+def _table(path: str, version: Stamp, index: Path | None, direct: bool) -> FrameTable:
+    if index and (opened := _opened(index)):
         words = "SELECT content FROM videos WHERE path = ? AND bytes = ? AND time_ns = ?"
         try:
-            row = opened.execute(words, (_key(path, index), *stamp)).fetchone()
+            row = opened.execute(words, (_key(path, index), *version)).fetchone()
             if row:
                 return _unpack(path, row[0])
         except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise VidlearnError(f"{index}: is damaged ({error}). Delete it") from error
+            raise ConfigError(f"{index}: is damaged ({error}). Delete it") from error
     return scan(path) if direct else frame_table(path)
 
 
+def _opened(index: Path) -> sqlite3.Connection | None:
+    """The index to read, if there is one."""
+    found = stamp(str(index))
+    return _connected(index, tuple(found), os.getpid()) if found else None
+
+
 @lru_cache(maxsize=8)  # a connection may not cross a fork
-def _opened(index: Path, _process: int) -> sqlite3.Connection | None:
-    """The index to read, without locks, which shared disks lack: it is replaced, not changed."""
-    if not index.exists():
-        return None
+def _connected(index: Path, _version: tuple[int, ...], _process: int) -> sqlite3.Connection:
+    """Without locks, which shared disks lack: the file is replaced, not changed."""
     address = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"
     opened = sqlite3.connect(address, uri=True)
     try:
         version = opened.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
-        raise VidlearnError(f"{index}: is no index ({error}). Delete it") from error
+        raise ConfigError(f"{index}: is no index ({error}). Delete it") from error
     if version != VERSION:
-        raise VidlearnError(f"{index}: has version {version}, not {VERSION}. Delete it")
+        raise ConfigError(f"{index}: has version {version}, not {VERSION}. Delete it")
     return opened
 
 
@@ -300,17 +316,18 @@ def build(
     target, bad = index_file(data.source), {}
     part = target.with_name(f".{target.name}.part")  # a call that was cut goes on with it
     paths = [p for p in dict.fromkeys(row.path for row in data.rows) if not MARK.fullmatch(p)]
-    if target.exists() and not part.exists():
+    if _opened(target) and not part.exists():
         part.write_bytes(target.read_bytes())
     with closing(sqlite3.connect(part)) as db:
-        if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-            db.execute("DROP TABLE IF EXISTS videos")
-        db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
+        try:
+            db.execute(f"PRAGMA user_version = {VERSION}")
+            db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
+        except sqlite3.Error as error:
+            raise ConfigError(f"{part}: is no index ({error}). Delete it") from error
         known = {
             path: stamp for path, *stamp in db.execute("SELECT path, bytes, time_ns FROM videos")
         }
-        todo = [p for p in paths if known.get(_key(p, target)) != _stamp(p)]
+        todo = [p for p in paths if known.get(_key(p, target)) != stamp(p)]
         try:
             for done, (path, found) in enumerate(tried(todo, jobs=jobs, work=_scanned), 1):
                 if isinstance(found, str):
@@ -326,11 +343,3 @@ def build(
             db.commit()
     os.replace(part, target)
     return len(paths) - len(bad), len(todo) - len(bad), bad
-
-
-def _stamp(path: str) -> list[int] | None:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return [info.st_size, info.st_mtime_ns]
