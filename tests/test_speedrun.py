@@ -58,3 +58,8 @@ def test_a_line_is_added_with_its_commit_and_refused_for_a_tree_with_changes(tmp
     assert head.startswith(added["commit"]) and added["runs"][0]["cpu_s"] == 12.3
     with pytest.raises(SystemExit, match=r"commit first:\n\?\? record.json"):
         names["main"]()
+
+
+def test_a_command_keeps_its_two_dashes():
+    made = page.table(("a",), page.rows([line(100, 60)]))
+    assert [code.astext() for code in made.findall(page.nodes.literal)] == ["laptop"]

@@ -26,7 +26,7 @@ def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
         if sum(right) / len(right) >= BAR:
             verdict = "record" if cpu_s < best else "reached"
             best = min(best, cpu_s)
-        told = [f"{line['date']}, {line['commit']}", line["by"], line["command"]]
+        told = [f"{line['date']}, {line['commit']}", line["by"], f"`{line['command']}`"]
         numbers = [cell(spent, ".0f"), cell(right, ".1f")]
         made.append([*told, *numbers, line["machine"], verdict])
     return made

@@ -113,7 +113,7 @@ class ThisRun(SphinxDirective):
 
 
 def table(head: tuple[str, ...] | list[str], rows: list) -> nodes.table:
-    """A plain docutils table."""
+    """A plain docutils table; a cell in backticks is a literal, whose dashes stay two."""
     made = nodes.table(classes=["colwidths-auto"])
     group = nodes.tgroup(cols=len(head))
     made += group
@@ -124,8 +124,10 @@ def table(head: tuple[str, ...] | list[str], rows: list) -> nodes.table:
             row = nodes.row()
             part += row
             for cell in line:
-                entry = nodes.entry()
-                entry += nodes.paragraph("", str(cell))
+                text, entry = str(cell), nodes.entry()
+                code = len(text) > 2 and text[0] == text[-1] == "`"
+                inner = [nodes.literal("", text.strip("`"))] if code else [nodes.Text(text)]
+                entry += nodes.paragraph("", "", *inner)
                 row += entry
     return made
 
