@@ -10,6 +10,8 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,37 @@ import torch
 from torch import Tensor, nn
 
 from vidlearn.errors import ConfigError, VidlearnError
+
+
+class Writer(ThreadPoolExecutor):
+    """Saves beside the training, one file at a time; leave its `with`, and all is written."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "checkpoint")
+        self.saving: Future[Path] | None = None
+        self.state: Any = None  # memory of the last copy: fresh pages cost more than what they hold
+
+    def save(self, folder: Path, step: int, state: dict, *, each: int, copy: bool) -> None:
+        """`save`, later, with a `copy` of what training changes; raises what the last one did."""
+        self.wait()
+        if copy:
+            state = self.state = _copied(state, self.state)
+        self.saving = self.submit(save, folder, step, state, each=each)
+
+    def wait(self) -> Path | None:
+        """The last file, once it is whole, or None without one; raises what its save raised."""
+        return self.saving.result() if self.saving else None
+
+
+def _copied(new: Any, old: Any) -> Any:
+    """The values of `new`, in the tensors of `old` where they fit."""
+    if isinstance(new, dict):
+        old = old if isinstance(old, dict) else {}
+        return {name: _copied(x, old.get(name)) for name, x in new.items()}
+    if isinstance(new, Tensor):
+        fits = isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
+        return old.copy_(new) if fits else new.detach().clone()
+    return deepcopy(new)
 
 
 def save(folder: str | Path, step: int, state: dict, *, keep: int = 2, each: int = 0) -> Path:

@@ -6,8 +6,11 @@ Traded: half an environment is an error; ranks that guess "I am alone" train alo
 
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import compress
+from pathlib import Path
 
 import torch
 import torch.distributed as td
@@ -65,6 +68,24 @@ def init_distributed(*, timeout_s: float = 600) -> Dist:
     if int(me.all_reduce(torch.ones(1, device=place))) != world:
         raise VidlearnError(f"more or fewer than {world} ranks met at {where}: two runs are mixed")
     return me
+
+
+def agree(dist: Dist, **facts: str) -> None:
+    """ConfigError on every rank, unless all have the same facts, torch and code of ours."""
+    facts = {"torch": torch.__version__, "code": _code(), **facts}
+    digests = [zlib.crc32(text.encode()) for text in facts.values()]
+    table = torch.zeros(dist.world, len(facts), dtype=torch.int64, device=dist.device)
+    table[dist.rank] = torch.tensor(digests)
+    rows = enumerate((dist.all_reduce(table) != table[0]).tolist())
+    if others := [f"rank {r}: {', '.join(compress(facts, row))}" for r, row in rows if any(row)]:
+        text = f"the ranks differ from rank 0 ({'; '.join(others[:3])})"
+        remedy = "Start all with one command, from one installation on a disk that all nodes see"
+        raise ConfigError(f"{text}. {remedy}")
+
+
+def _code() -> str:
+    """What the package's files say."""
+    return "".join(path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("*.py")))
 
 
 def shutdown(dist: Dist) -> None:

@@ -52,6 +52,10 @@ class Mask:
     context_BK: Tensor
     target_BK: Tensor
 
+    def __getitem__(self, rows: slice) -> "Mask":
+        """Some clips' rows."""
+        return Mask(self.context_BK[rows], self.target_BK[rows])
+
     def to(self, device: torch.device | str) -> "Mask":
         """The same indices on another device."""
         return Mask(*(x.to(device, non_blocking=True) for x in (self.context_BK, self.target_BK)))

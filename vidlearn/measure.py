@@ -30,6 +30,7 @@ from vidlearn.datasets import Manifest, parts_ms
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
+from vidlearn.watch import Laps
 
 
 class Timing(NamedTuple):
@@ -75,30 +76,8 @@ def machine_card() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Laps:
-    """Consecutive laps, each with a name; the device is not waited for before `totals_ms`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str, Any]] = []
-
-    def mark(self, name: str, *_: Any) -> None:
-        """The lap before ends, and `name` begins, unless it is on."""
-        now: Any = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
-        if self.cuda:
-            now.record()
-        if not self.marks or self.marks[-1][0] != name:
-            self.marks.append((name, now))
-
-    def totals_ms(self) -> dict[str, float]:
-        """Milliseconds by name; the last mark only ends the lap before it. Then starts anew."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        total: dict[str, float] = {}
-        for (name, a), (_, b) in zip(self.marks, self.marks[1:]):
-            total[name] = total.get(name, 0) + (a.elapsed_time(b) if self.cuda else (b - a) * 1e3)
-        self.marks.clear()
-        return total
+class _Laps(Laps):
+    """Laps of the parts of `train_step`."""
 
     def watch(self, state: step.State) -> None:
         """Hooks that mark where each part of `train_step` begins."""
@@ -107,6 +86,7 @@ class _Laps:
             self.mark("loss_ms")
             output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
 
+        state.mark = lambda name: self.mark(f"{name}_ms")
         model, optimizers = state.model, state.optimizers
         for part, name in (
             (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
@@ -152,7 +132,7 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
         laps.mark("load_wait_ms")
         batch = next(loader)  # on the device; on CUDA the copy was started a step ago
         laps.mark("prepare_ms")
-        numbers = step.train_step(state, batch, mark=laps.mark)
+        numbers = step.train_step(state, batch)
         laps.mark("logging_ms")
         step.metrics_of(state, numbers)
         laps.mark("")

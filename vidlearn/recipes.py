@@ -71,6 +71,7 @@ class Config:
     token_var: float = 0.0  # Weight of V-JEPA's variance term on the predictions
     var_cov: float = 0.0  # Weight of the variance-covariance term on the context features
     batch: int = 3072  # Clips a step, over all processes
+    accumulate: int = 1  # Parts in which each process takes its clips: less memory, one exchange
     steps: int = 90_000  # Steps of the run
     warmup: int = 12_000  # Steps of the learning rate's rise
     lr_start: float = 2e-4  # Learning rate at the first step

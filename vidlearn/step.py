@@ -23,7 +23,7 @@ from vidlearn import loss as losses
 from vidlearn import schedule
 from vidlearn.batch import Batch
 from vidlearn.dist import Dist
-from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.errors import ConfigError
 from vidlearn.mask import Mask, make_masks
 from vidlearn.model import VJEPA
 from vidlearn.recipes import Config
@@ -40,8 +40,9 @@ class State:
     model: VJEPA
     wrapped: nn.Module  # the model, inside DistributedDataParallel when there are several ranks
     optimizers: list[torch.optim.Optimizer]  # AdamW, and with `muon_lr` Muon for the matrices
-    votes: Tensor  # readable clips, and wishes to stop, of all ranks
+    votes: Tensor  # of all ranks: readable clips, wishes to stop, and to hear where time goes
     step: int = 0
+    mark: Callable[[str], object] = lambda _: None  # is told what begins, to take times
 
 
 def parameter_groups(model: VJEPA) -> list[dict[str, Any]]:
@@ -62,8 +63,12 @@ def build(config: Config, dist: Dist) -> State:
     if config.compile and dist.device.type == "cuda":  # the fair cut has few lengths
         compile_blocks(model, dynamic=config.mask_cut != "fair")
     wrapped = _share(model, config, dist) if dist.world > 1 else model
-    votes = torch.zeros(2, device=dist.device)
-    return State(config, dist, model, wrapped, make_optimizers(model, config), votes)
+    votes = torch.zeros(3, device=dist.device)
+    state = State(config, dist, model, wrapped, make_optimizers(model, config), votes)
+    if dist.world > 1:  # what backward does after its last gradient is waiting for other ranks
+        last = next(model.encoder.patch_embed.parameters())
+        last.register_post_accumulate_grad_hook(lambda _: state.mark("others"))
+    return state
 
 
 def make_optimizers(model: VJEPA, config: Config) -> list[torch.optim.Optimizer]:
@@ -159,21 +164,24 @@ def forward_loss(
     if c.var_cov:
         reg = torch.stack([losses.variance_covariance(x) for x in contexts]).mean()
     if c.token_var:
-        loss = loss + c.token_var * losses.token_variance([*predictions])
-    return loss + c.var_cov * reg, per_clip.detach(), reg.detach()
+        loss = loss + c.token_var / c.accumulate * losses.token_variance([*predictions])
+    return loss + c.var_cov / c.accumulate * reg, per_clip.detach(), reg.detach()
 
 
 def backward(
-    state: State, batch: Batch, goal_BND: Tensor, masks: list[tuple[int, Mask]]
+    state: State, batch: Batch, goal_BND: Tensor, masks: list[tuple[int, Mask]], last: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean loss of all masks; returns each clip's loss [B] and the regulariser."""
+    """Gradients of the mean loss of all masks; returns each clip's loss [B] and the regulariser.
+
+    `last`: no more clips follow in this step, so the ranks share their gradients.
+    """
     # One mask at a time takes 0.6 of the memory; only token_variance wants them all. The dearest
     # comes last: in its backward pass the ranks share gradients.
     turns = [[mask] for mask in sorted(masks, key=lambda mask: mask[1].context_BK.shape[1])]
     turns = [masks] if state.config.token_var else turns
     found, tokens = [], state.model.predictor.mask_tokens
     for turn in turns:
-        copies: Any = state.wrapped if turn is not turns[-1] else None
+        copies: Any = state.wrapped if turn is not turns[-1] or not last else None
         quiet = isinstance(copies, DistributedDataParallel)
         with copies.no_sync() if quiet else nullcontext():  # ranks share gradients once
             loss, *numbers = forward_loss(state, batch, goal_BND, turn)
@@ -186,33 +194,45 @@ def backward(
 
 
 def train_step(
-    state: State, batch: Batch, *, stop: bool = False, mark: Callable[[str], None] = lambda _: None
+    state: State, batch: Batch, *, stop: bool = False, report: bool = False
 ) -> dict[str, Any]:
     """One step: masks, targets, forward and backward, clipping, AdamW, then the target encoder.
 
     Changes `state` in place. `batch` is this rank's share of the global batch, on its device;
-    `stop` says that this rank was asked to stop: all ranks learn of it (`state.votes[1]`); `mark`
-    is told what begins, for those who take times.
+    `stop` says that this rank was asked to stop, `report` that it wants to hear where time goes:
+    all ranks learn of both (`state.votes`). With --accumulate a rank takes its clips in parts.
     Returns the step's numbers; tensors stay on the device, so that nothing waits for the GPU.
     """
     c, dist = state.config, state.dist
-    state.votes.copy_(torch.tensor([float(len(batch.indices) - len(batch.bad)), float(stop)]))
+    valid = len(batch.indices) - len(batch.bad)
+    state.mark("others" if dist.world > 1 else "prepare")
+    state.votes.copy_(torch.tensor([float(valid), float(stop), float(report)]))
     dist.all_reduce(state.votes)
+    state.mark("prepare")
     lr, decay, momentum = set_rates(state)
     indices = batch.indices.tolist()
     key: dict[str, Any] = {"seed": c.seed, "step": state.step, "indices": indices}
-    mark("masks_ms")
+    state.mark("masks")
     masks = make_masks(c.masks, c.mask_cut, state.model.cfg.grid, cycle=c.mask_cycle, **key)
     kinds = [0] * len(masks) if c.mask_cycle or c.one_token else range(len(masks))
     pairs = [(kind, mask.to(dist.device)) for kind, mask in zip(kinds, masks)]
-    mark("prepare_ms")
+    state.mark("prepare")
     state.model.zero_grad()  # before the forward pass, which needs the memory
-    batch = replace(batch, clips=normalize(batch.clips, c.input_norm))
-    with _autocast(state):
-        target = state.model.teach(batch.clips)
-    per_clip, reg = backward(state, batch, losses.normalize_target(target, c.levels), pairs)
+    found, share = [], len(indices) // c.accumulate
+    for first in range(0, share * c.accumulate, share):
+        rows, last = slice(first, first + share), first + share == share * c.accumulate
+        clips = normalize(batch.clips[rows], c.input_norm)
+        part = replace(batch, clips=clips, valid=batch.valid[rows])
+        with _autocast(state):
+            target = state.model.teach(part.clips)
+        goal, its = losses.normalize_target(target, c.levels), [(k, m[rows]) for k, m in pairs]
+        found.append(backward(state, part, goal, its, last))
+    if dist.world > 1:
+        state.mark("update")
+    per_clip, reg = torch.cat([x for x, _ in found]), torch.stack([x for _, x in found]).mean()
     numbers = {"lr": lr, "weight_decay": decay, "ema": momentum, **update(state, momentum)}
-    return {**numbers, "loss_sum": (per_clip * batch.valid).sum(), "reg": reg, "target": target}
+    numbers |= {"loss_sum": (per_clip * batch.valid).sum(), "reg": reg}
+    return {**numbers, "per_clip": per_clip, "target": target}
 
 
 def update(state: State, momentum: float) -> dict[str, Tensor]:
@@ -231,13 +251,11 @@ def update(state: State, momentum: float) -> dict[str, Tensor]:
 
 def metrics_of(state: State, numbers: dict[str, Any]) -> dict[str, float]:
     """The step's numbers as floats, averaged over ranks where they differ."""
-    target, total = numbers.pop("target"), numbers.pop("loss_sum").clone()
+    target, total = numbers["target"], numbers["loss_sum"].clone()
     state.dist.all_reduce(total)
     loss = float(total / state.votes[0].clamp_min(1))
-    if loss != loss:
-        text = f"the loss is not a number at step {state.step}; the last checkpoint is intact"
-        raise VidlearnError(f"{text}. Lower --lr, raise --warmup, or turn off --bf16")
-    floats = {name: float(value) for name, value in numbers.items()}
+    shown = numbers.keys() - {"target", "loss_sum", "per_clip"}
+    floats = {name: float(x) for name, x in numbers.items() if name in shown}
     rank = losses.effective_rank(target[:, ::4])
     health = {"spread": losses.spread(target), "effective_rank": rank}
     return {"step": state.step, "loss": loss, **floats, **health}
