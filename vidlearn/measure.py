@@ -27,6 +27,7 @@ import torch
 
 from vidlearn import budget, dist, probe, step, train
 from vidlearn.datasets import Manifest, parts_ms
+from vidlearn.datasets.cores import cores
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
@@ -52,14 +53,6 @@ def timeit(fn: Callable[[], Any], repeats: int = 7, warmup: int = 1) -> Timing:
         seconds.append(time.perf_counter() - began)
     low, middle, high = np.percentile(seconds[warmup:], (25, 50, 75)).tolist()
     return Timing(middle, min(seconds[warmup:]), high - low, repeats)
-
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    limit, period = quota.read_text().split() if quota.exists() else ("max", "1")
-    return n if limit == "max" else max(1, min(n, round(int(limit) / int(period))))
 
 
 def machine_card() -> dict[str, Any]:
