@@ -28,6 +28,7 @@ import torch
 from vidlearn import budget, dist, probe, step, train
 from vidlearn.datasets import Manifest, parts_ms
 from vidlearn.datasets.cores import cores
+from vidlearn.datasets.cost import Laps
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
@@ -68,47 +69,29 @@ def machine_card() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Laps:
-    """Consecutive laps, each with a name; the device is not waited for before `totals_ms`."""
+def _event() -> torch.cuda.Event:
+    """A moment of the GPU, which is not waited for."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str, Any]] = []
 
-    def mark(self, name: str, *_: Any) -> None:
-        """The lap before ends, and `name` begins, unless it is on."""
-        now: Any = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
-        if self.cuda:
-            now.record()
-        if not self.marks or self.marks[-1][0] != name:
-            self.marks.append((name, now))
+def _watch(laps: Laps, state: step.State) -> None:
+    """Hooks that mark where each part of `train_step` begins."""
 
-    def totals_ms(self) -> dict[str, float]:
-        """Milliseconds by name; the last mark only ends the lap before it. Then starts anew."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        total: dict[str, float] = {}
-        for (name, a), (_, b) in zip(self.marks, self.marks[1:]):
-            total[name] = total.get(name, 0) + (a.elapsed_time(b) if self.cuda else (b - a) * 1e3)
-        self.marks.clear()
-        return total
+    def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        laps.mark("loss_ms")
+        output.register_hook(partial(laps.mark, "backward_ms"))  # its gradient comes first
 
-    def watch(self, state: step.State) -> None:
-        """Hooks that mark where each part of `train_step` begins."""
-
-        def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
-            self.mark("loss_ms")
-            output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
-
-        model, optimizers = state.model, state.optimizers
-        for part, name in (
-            (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
-            (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
-        ):  # fmt: skip
-            part.register_forward_pre_hook(partial(self.mark, name))
-        model.predictor.register_forward_hook(predicted)
-        optimizers[0].register_step_pre_hook(partial(self.mark, "optimiser_ms"))
-        optimizers[-1].register_step_post_hook(partial(self.mark, "ema_ms"))
+    model, optimizers = state.model, state.optimizers
+    for part, name in (
+        (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
+        (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
+    ):  # fmt: skip
+        part.register_forward_pre_hook(partial(laps.mark, name))
+    model.predictor.register_forward_hook(predicted)
+    optimizers[0].register_step_pre_hook(partial(laps.mark, "optimiser_ms"))
+    optimizers[-1].register_step_post_hook(partial(laps.mark, "ema_ms"))
 
 
 def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:
@@ -139,8 +122,9 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
-    state, laps, loader = step.build(config, me), _Laps(me.device), train.load(config, data, me)
-    laps.watch(state)
+    laps = Laps(_event if me.device.type == "cuda" else time.perf_counter)
+    state, loader = step.build(config, me), train.load(config, data, me)
+    _watch(laps, state)
     for _ in range(steps + 3):
         laps.mark("load_wait_ms")
         batch = next(loader)  # on the device; on CUDA the copy was started a step ago
