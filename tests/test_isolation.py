@@ -267,6 +267,20 @@ def test_all_frames_of_good_videos_are_there(tmp_path):
     assert {path: cause for path, cause in tried(paths, work=whole) if cause} == {}
 
 
+def pid_of(_path, _touch):
+    return os.getpid()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux binds processes to cores")
+def test_one_process_for_each_core_that_is_ours(root):
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(all_cores)})
+    try:
+        assert len({pid for _, pid in tried(paths_of(root), work=pid_of)}) == 1
+    finally:
+        os.sched_setaffinity(0, all_cores)
+
+
 @pytest.mark.parametrize("options", [{"limit_s": 0.0}, {"jobs": 0}])
 def test_a_choice_that_cannot_be(root, tmp_path, options):
     with pytest.raises(ConfigError, match="give"):

@@ -32,8 +32,10 @@ STANDARD_NAMES = {"tokenize", "types", "profile", "io", "random", "utils"}
 NO_TORCH = ("errors", "storage", "sample", "recipes", "runlog", "cli")
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
-# What exists only because others store data and weights in their own ways is counted apart.
-ADAPTERS = [path for path in FILES if PACKAGE / "datasets" in path.parents]
+# What exists only because others store data and weights in their own ways, and because clusters
+# start processes and lose them in theirs, is counted apart.
+APART = {PACKAGE / "datasets", PACKAGE / "dist"}
+ADAPTERS = [path for path in FILES if APART & set(path.parents)]
 ADAPTERS += [PACKAGE / "pretrained.py"]
 COUNTED = [path for path in FILES if path not in ADAPTERS]
 

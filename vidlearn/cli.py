@@ -143,11 +143,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "data stats": ("datasets.commands:stats", "DATA", "count rows, hours, what is missing"),
     "data plan": ("datasets.commands:plan", "DATA", "tell cores and bandwidth that GPUs will need"),
     "data check": ("datasets.commands:check", "DATA", "try every video, list what is bad"),
-    "data index": (
-        "datasets.commands:index",
-        "DATA",
-        "find each picture, so that a clip is one read",
-    ),
+    "data index": ("datasets.commands:index", "DATA", "find each picture: a clip is one read"),
     "data transcode": ("datasets.commands:transcode", "DATA OUT", "write videos for training"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),

@@ -27,10 +27,11 @@ import torch
 
 from vidlearn import budget, dist, probe, step, train
 from vidlearn.datasets import Manifest, parts_ms
+from vidlearn.datasets.cores import cores
+from vidlearn.datasets.cost import Laps
 from vidlearn.decode import backends
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
-from vidlearn.watch import Laps
 
 
 class Timing(NamedTuple):
@@ -55,14 +56,6 @@ def timeit(fn: Callable[[], Any], repeats: int = 7, warmup: int = 1) -> Timing:
     return Timing(middle, min(seconds[warmup:]), high - low, repeats)
 
 
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and its container's quota."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    limit, period = quota.read_text().split() if quota.exists() else ("max", "1")
-    return n if limit == "max" else max(1, min(n, round(int(limit) / int(period))))
-
-
 def machine_card() -> dict[str, Any]:
     """What a timing must be read with."""
     info = Path("/proc/cpuinfo")  # of Linux; elsewhere Python knows at least the kind
@@ -76,26 +69,23 @@ def machine_card() -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Laps(Laps):
-    """Laps of the parts of `train_step`."""
+def _watch(laps: Laps, state: step.State) -> None:
+    """Hooks that mark where each part of `train_step` begins."""
 
-    def watch(self, state: step.State) -> None:
-        """Hooks that mark where each part of `train_step` begins."""
+    def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        laps.mark("loss_ms")
+        output.register_hook(partial(laps.mark, "backward_ms"))  # its gradient comes first
 
-        def predicted(_module: Any, _args: Any, output: torch.Tensor) -> None:
-            self.mark("loss_ms")
-            output.register_hook(partial(self.mark, "backward_ms"))  # its gradient comes first
-
-        state.mark = lambda name: self.mark(f"{name}_ms")
-        model, optimizers = state.model, state.optimizers
-        for part, name in (
-            (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
-            (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
-        ):  # fmt: skip
-            part.register_forward_pre_hook(partial(self.mark, name))
-        model.predictor.register_forward_hook(predicted)
-        optimizers[0].register_step_pre_hook(partial(self.mark, "optimiser_ms"))
-        optimizers[-1].register_step_post_hook(partial(self.mark, "ema_ms"))
+    state.mark = lambda name: laps.mark(f"{name}_ms")
+    model, optimizers = state.model, state.optimizers
+    for part, name in (
+        (model.target_encoder, "target_ms"), (model.encoder.patch_embed, "context_ms"),
+        (model.encoder.blocks[0], "context_ms"), (model.predictor, "predictor_ms"),
+    ):  # fmt: skip
+        part.register_forward_pre_hook(partial(laps.mark, name))
+    model.predictor.register_forward_hook(predicted)
+    optimizers[0].register_step_pre_hook(partial(laps.mark, "optimiser_ms"))
+    optimizers[-1].register_step_post_hook(partial(laps.mark, "ema_ms"))
 
 
 def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, Any]:
@@ -126,8 +116,9 @@ def step_breakdown(config: Config, data: Manifest, steps: int = 20) -> dict[str,
     """
     torch.set_num_threads(config.threads)
     me, rows = dist.init_distributed(), []
-    state, laps, loader = step.build(config, me), _Laps(me.device), train.load(config, data, me)
-    laps.watch(state)
+    laps = Laps(dist.clock(me.device))
+    state, loader = step.build(config, me), train.load(config, data, me)
+    _watch(laps, state)
     for _ in range(steps + 3):
         laps.mark("load_wait_ms")
         batch = next(loader)  # on the device; on CUDA the copy was started a step ago

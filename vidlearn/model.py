@@ -28,7 +28,8 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
     "base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0), "huge": (1280, 32, 16, 4.0),
     "giant": (1408, 40, 16, 48 / 11), "gigantic": (1664, 48, 16, 64 / 13),
 }  # fmt: skip
-MARKS = ("video_mod_embed", "img_mod_embed")  # of V-JEPA 2.1
+# What V-JEPA 2.1 adds to all tokens of a video, and to those of an image.
+MARKS = ("video_mod_embed", "img_mod_embed")
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,14 @@ class ModelConfig:
 
 
 @torch.no_grad()
-def _start(net: nn.Module, blocks: Any, cfg: ModelConfig) -> None:
+def _start(net: nn.Module, blocks: Any, cfg: ModelConfig, width: int) -> None:
     """Published weights at step 0. V-JEPA's training undid what its blocks had: less by depth."""
+    for name in MARKS if cfg.dense else ():
+        net.register_parameter(name, nn.Parameter(torch.randn(1, 1, width) * 1e-6))
     net.apply(init_weights)
     for number, block in enumerate(blocks if cfg.pos != "sincos" else (), 1):
         block.attn.proj.weight /= math.sqrt(2 * number)
         block.mlp.fc2.weight /= math.sqrt(2 * number)
-
-
-def _add_marks(net: nn.Module, width: int) -> None:
-    """What V-JEPA 2.1 adds to all tokens of an image, and to those of a video."""
-    for name in MARKS:
-        net.register_parameter(name, nn.Parameter(torch.randn(1, 1, width) * 1e-6))
 
 
 def _run(block: nn.Module, cfg: ModelConfig, *x: Any) -> Tensor:
@@ -134,10 +131,9 @@ class Encoder(nn.Module):
         if cfg.dense:
             self.patch_embed_img = tokens.TubeletEmbed(cfg.patch, 1, cfg.width)
             self.norms_block = nn.ModuleList(norms)
-            _add_marks(self, cfg.width)
         else:
             self.norm = norms[0]
-        _start(self, self.blocks, cfg)
+        _start(self, self.blocks, cfg, cfg.width)
 
     def embed(self, clip_BCTHW: Tensor, keep_BK: Tensor | None = None) -> tuple[Tensor, Grid]:
         """All tokens, or the kept, with their positions added: [B, N or K, D]; and the grid."""
@@ -201,8 +197,7 @@ class Predictor(nn.Module):
         self.predictor_proj = nn.Linear(width, out)
         if cfg.dense:
             self.predictor_proj_context = nn.Linear(width, out)
-            _add_marks(self, width)
-        _start(self, self.predictor_blocks, cfg)
+        _start(self, self.predictor_blocks, cfg, width)
 
     def forward(
         self, context_BKD: Tensor, context_BK: Tensor, target_BK: Tensor, kind: int = 0, *,

@@ -185,9 +185,7 @@ def compare(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, float]:
     return {"points": 100 * (won - lost) / n, "low": low, "high": high, "won": won, "lost": lost}
 
 
-def _guesses(
-    train: Labelled, test: Tensor, heads: int, device: Device
-) -> tuple[dict[str, Tensor], Tensor]:
+def _guesses(train: Labelled, test: Tensor, heads: int, device: Device) -> tuple[dict, Tensor]:
     """One source: probe -> labels [n], attentive if it has heads; chances of linear, time kept."""
     a_NTD, b_NTD = (x.float().mean(2) for x in (train[0], test))  # what happened when
     means = (a_NTD.mean(1), train[1]), b_NTD.mean(1)  # the order is gone
@@ -199,9 +197,7 @@ def _guesses(
     return found, chances
 
 
-def _mistakes(
-    chances: Tensor, labels: Tensor, rows: list[Row], names: tuple[str, ...]
-) -> dict[str, Any]:
+def _mistakes(chances: Tensor, labels: Tensor, rows: list[Row], names: tuple[str, ...]) -> dict:
     """Counts [truth][guess], and the clips of which a probe was most sure, and wrong."""
     (sure, guess), n = chances.max(1), len(names)
     counts = torch.bincount(labels * n + guess, minlength=n * n).view(n, n).tolist()

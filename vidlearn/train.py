@@ -20,12 +20,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from vidlearn import checkpoint
 from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_device
 from vidlearn.datasets import Manifest, Quarantine
-from vidlearn.dist import Dist, agree, init_distributed
+from vidlearn.datasets.cost import Laps
+from vidlearn.dist import Dist, Watch, agree, clock, init_distributed, shares
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import Config
 from vidlearn.runlog import RunLog
 from vidlearn.step import State, build, metrics_of, train_step
-from vidlearn.watch import Laps, Watch, shares
 
 REPORT_S = 60.0  # between two lines on where time goes
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whatever ranks share it
@@ -130,7 +130,7 @@ def _steps(
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), c.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
     batches = load(c, data, dist, state.step) if state.step < c.steps else iter(())
-    laps, minute = Laps(dist.device), time.monotonic()
+    laps, minute = Laps(clock(dist.device)), time.monotonic()
 
     def mark(name: str) -> None:
         laps.mark(name)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vidlearn.datasets import guard
+from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
 from vidlearn.datasets.manifest import MARK, Manifest, file_of
 from vidlearn.datasets.quarantine import Quarantine
@@ -129,7 +130,7 @@ def tried(
             busy[pipe] = process, path
 
     try:
-        for _ in range(min(jobs or os.cpu_count() or 1, len(todo))):
+        for _ in range(min(jobs or cores(), len(todo))):
             give(*start())
         while busy:
             for pipe in cast(list[Any], connection.wait(list(busy))):

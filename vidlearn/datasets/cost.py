@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,35 @@ def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool 
     return int(total)
 
 
+class Laps:
+    """Consecutive laps, each with a name.
+
+    `now` gives seconds, or CUDA events, which are not waited for before `totals_ms`.
+    """
+
+    def __init__(self, now: Callable[[], Any]) -> None:
+        self.now = now
+        self.marks: list[tuple[str, Any]] = []
+
+    def mark(self, name: str, *_: Any) -> None:
+        """The lap before ends, and `name` begins, unless it is on."""
+        if not self.marks or self.marks[-1][0] != name:
+            self.marks.append((name, self.now()))
+
+    def totals_ms(self) -> dict[str, float]:
+        """Milliseconds by name; the last mark only ends the lap before it. Then starts anew."""
+        total: dict[str, float] = {}
+        for (name, a), (_, b) in zip(self.marks, self.marks[1:]):
+            if isinstance(b, float):
+                lap_ms = (b - a) * 1e3
+            else:
+                b.synchronize()
+                lap_ms = a.elapsed_time(b)
+            total[name] = total.get(name, 0) + lap_ms
+        self.marks.clear()
+        return total
+
+
 def parts_ms(
     data: Manifest, spec: ClipSpec, look: ClipTransform, norm: str, clips: int = 24
 ) -> dict[str, float]:
@@ -62,35 +91,27 @@ def parts_ms(
     from vidlearn.datasets.index import part_at  # these load torch
     from vidlearn.transform import normalize
 
-    rng, totals = np.random.default_rng(0), dict[str, float]()
-    now, began, done = "", time.process_time(), -1  # the first clip pays for what is set up once
-
-    def mark(part: str) -> None:
-        nonlocal now, began
-        moment = time.process_time()
-        totals[now] = totals.get(now, 0.0) + moment - began
-        now, began = part, moment
-
+    rng, laps, done = np.random.default_rng(0), Laps(time.process_time), -1
     for number in rng.integers(0, len(data), clips + 1).tolist():
-        mark("open")
+        laps.mark("open")
         try:
             table, rows = _clip_of(data, number, spec, rng)
             box, flip = look.draw(table.height, table.width, rng)
-            part = part_at(table.path, rows, box, table=table, mark=mark)
+            part = part_at(table.path, rows, box, table=table, mark=laps.mark)
         except VideoError:
             continue  # `vidlearn data check` names it
-        mark("resize")
+        laps.mark("resize")
         clip = look.finish(part, flip)
-        mark("copy")
+        laps.mark("copy")
         batch = clip[None].clone()
-        mark("device")
+        laps.mark("device")
         normalize(batch, norm)
-        mark("")
+        laps.mark("")
         if (done := done + 1) == 0:
-            totals.clear()
+            laps.marks.clear()  # the first clip pays for what is set up once
     if done < 1:
         raise VidlearnError(f"{data.source}: none of {clips} clips can be read")
-    return {name: 1e3 * total / done for name, total in totals.items() if name}
+    return {name: ms / done for name, ms in laps.totals_ms().items() if name}
 
 
 def _clip_of(

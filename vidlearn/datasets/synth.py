@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from vidlearn.datasets.cores import cores
 from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VidlearnError
 
@@ -153,7 +154,7 @@ def make(
         rows.append((f"{split}/{label}/{clip_seed:06d}.mp4", label, split, f"{split}-{clip_seed}"))
         if not (root / rows[-1][0]).exists():
             jobs.append((root / rows[-1][0], label, clip_seed, split, frames, size, fps))
-    workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 50)  # a start costs a second
+    workers = min(workers or cores(), 1 + len(jobs) // 50)  # a start costs a second
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         written = pool.map(_write, jobs, chunksize=8) if workers > 1 else map(_write, jobs)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
 from vidlearn.datasets.manifest import Manifest
 from vidlearn.datasets.quarantine import Quarantine
@@ -101,7 +102,7 @@ def transcode_all(
         for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
             left.unlink()
         todo = [(source, path) for source, path in targets.items() if not path.exists()]
-        found = _rewritten(todo, plan, jobs or os.cpu_count() or 1)
+        found = _rewritten(todo, plan, jobs or cores())
         (out / BAD).unlink(missing_ok=True)
         quarantine = Quarantine(out / BAD, len(targets), max_share=1.0)
         for done, (source, cause) in enumerate(found, 1):

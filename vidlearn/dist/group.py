@@ -5,7 +5,6 @@ Traded: half an environment is an error; ranks that guess "I am alone" train alo
 """
 
 import os
-import re
 import zlib
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as td
 
+from vidlearn.dist.launchers import find_place
 from vidlearn.errors import ConfigError, VidlearnError
 
 
@@ -85,7 +85,8 @@ def agree(dist: Dist, **facts: str) -> None:
 
 def _code() -> str:
     """What the package's files say."""
-    return "".join(path.read_text("utf-8") for path in sorted(Path(__file__).parent.rglob("*.py")))
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    return "".join(path.read_text("utf-8") for path in files)
 
 
 def shutdown(dist: Dist) -> None:
@@ -95,56 +96,12 @@ def shutdown(dist: Dist) -> None:
         td.destroy_process_group()
 
 
-def tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form, "2(x3),1" -> [2, 2, 2, 1]: processes on each node."""
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", text)
-    return [int(count) for count, times in parts for _ in range(int(times or 1))]
-
-
-def first_host(nodelist: str) -> str:
-    """The first name in SLURM's short form: "gpu[007-009,12],x1" -> "gpu007"."""
-    return re.sub(r"\[([^\],-]+)[^\]]*\]|,.*", r"\1", nodelist)
-
-
-def _variable(name: str, fallback: str = "", form: str = r"\d+") -> str:
-    value = os.environ.get(name) or os.environ.get(fallback, "")
-    if not re.fullmatch(form, value):
-        text = f"the variable {name} is {value or 'missing'}, but others of its kind are set: start"
-        raise ConfigError(f"{text} with torchrun or srun, or, for one process, unset the others")
-    return value
-
-
-def find_place() -> tuple[str, int, int, int, str]:
-    """(launcher, rank, world, local rank, host:port of rank 0); ConfigError: half is missing."""
-    env, step = os.environ, "SLURM_STEP_ID" in os.environ  # srun sets it, sbatch does not
-    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if any(name in env for name in torchrun[: 3 if step else 5]):
-        launcher, names = "torchrun", [_variable(name) for name in torchrun[:3]]
-        where = f"{_variable('MASTER_ADDR', form='.+')}:{_variable('MASTER_PORT')}"
-    elif step:
-        tasks = _variable("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-        launcher, names = "slurm", [_variable("SLURM_PROCID"), tasks, _variable("SLURM_LOCALID")]
-        text = _variable("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", r"[\d(x),]+")
-        if sum(tasks_per_node(text)) != int(tasks):
-            raise ConfigError(f"SLURM_STEP_NUM_TASKS={tasks}, but SLURM_STEP_TASKS_PER_NODE={text}")
-        # SLURM_NODELIST and HOSTNAME tell of the whole job; this step may run elsewhere in it.
-        host = env.get("MASTER_ADDR") or first_host(_variable("SLURM_STEP_NODELIST", form=".+"))
-        # A fixed port mixes two jobs on a node; above 32767 the system hands out its own.
-        where = f"{host}:{env.get('MASTER_PORT') or 10000 + int(_variable('SLURM_JOB_ID')) % 20000}"
-    elif "SLURM_JOB_ID" in env and env.get("SLURM_NTASKS", "1") != "1":
-        raise ConfigError("SLURM_STEP_ID is missing in a job of several tasks: start with srun")
-    else:
-        return "single", 0, 1, 0, ""
-    rank, world, local_rank = map(int, names)
-    if not local_rank <= rank < world:
-        raise ConfigError(f"{launcher} says rank {rank} of {world}, local rank {local_rank}")
-    return launcher, rank, world, local_rank, where
-
-
 def _device(kind: str, local_rank: int) -> torch.device:
     env, visible = os.environ, torch.cuda.device_count()
     given = "SLURM_STEP_ID" in env and env.get("CUDA_VISIBLE_DEVICES")
     kind = kind or ("cuda" if visible or given else "cpu")
+    if kind.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"VIDLEARN_DEVICE is {kind!r}: give cpu, cuda or mps, or unset it")
     if kind != "cuda":
         return torch.device(kind)
     # SLURM can bind one GPU to each task: then every task sees its own, as number 0.

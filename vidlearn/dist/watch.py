@@ -27,7 +27,7 @@ import torch.distributed as td
 from torch.distributed.distributed_c10d import _get_default_store
 
 from vidlearn.datasets import guard
-from vidlearn.dist import Dist
+from vidlearn.dist.group import Dist
 
 BEAT_S = 2.0  # between two signs of life
 DEAD_S = 20.0  # without a sign: killed, stopped, or its machine is gone
@@ -35,30 +35,15 @@ STUCK_S = 30.0  # in one place, or ten times what it took of late, if that is lo
 FIRST_S = 600.0  # in a place that is new: kernels are compiled, files are cold
 
 
-class Laps:
-    """Consecutive laps, each with a name; the device is not waited for before `totals_ms`."""
+def clock(device: torch.device) -> Callable[[], Any]:
+    """What tells the time for laps: seconds, or moments of the GPU, which is not waited for."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[str, Any]] = []
+    def event() -> torch.cuda.Event:
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        return now
 
-    def mark(self, name: str, *_: Any) -> None:
-        """The lap before ends, and `name` begins, unless it is on."""
-        now: Any = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
-        if self.cuda:
-            now.record()
-        if not self.marks or self.marks[-1][0] != name:
-            self.marks.append((name, now))
-
-    def totals_ms(self) -> dict[str, float]:
-        """Milliseconds by name; the last mark only ends the lap before it. Then starts anew."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        total: dict[str, float] = {}
-        for (name, a), (_, b) in zip(self.marks, self.marks[1:]):
-            total[name] = total.get(name, 0) + (a.elapsed_time(b) if self.cuda else (b - a) * 1e3)
-        self.marks.clear()
-        return total
+    return event if device.type == "cuda" else time.perf_counter
 
 
 def shares(dist: Dist, totals_ms: dict[str, float]) -> str:
