@@ -17,5 +17,6 @@ NODES=2                    # for many_nodes, where --nodes=... says nothing else
 MEM_PER_CPU=4G             # memory of a job = this x cores
 RUNS=runs                  # a run goes to RUNS/NAME-JOBID
 LAUNCH=srun                # srun: SLURM starts a process for each GPU; torchrun: one agent a node does
+TORCHRUN_RESTARTS=0        # how often torchrun starts all ranks anew after one has died
 MAX_RESTARTS=100           # how often a run may put itself back into the queue
 SBATCH_OPTIONS=()          # anything else that your cluster wants, such as (--qos=normal)

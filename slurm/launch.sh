@@ -19,8 +19,10 @@ case $LAUNCH in
   srun) ;;
   torchrun)
     host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    # A store that agents and ranks share keeps the addresses of ranks that are dead.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     launch+=(torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE"
-      --max-restarts=0 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-$restart"
+      --max-restarts="$TORCHRUN_RESTARTS" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-$restart"
       --rdzv-endpoint="$host:$((10000 + SLURM_JOB_ID % 20000))" --no-python)
     ;;
   *)

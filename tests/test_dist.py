@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vidlearn import dist
-from vidlearn.dist import first_host, init_distributed, tasks_per_node
+from vidlearn.dist import first_host, group, init_distributed, tasks_per_node
 from vidlearn.errors import ConfigError
 
 TORCHRUN = {
@@ -215,11 +215,11 @@ def test_which_gpu(monkeypatch, visible, local_rank, on_node, index):
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", on_node)
     if index is None:
         with pytest.raises(ConfigError, match=f"local rank {local_rank}, but torch sees {visible}"):
-            dist._device("", local_rank)
+            group._device("", local_rank)
     else:
-        assert dist._device("", local_rank) == torch.device("cuda", index)
+        assert group._device("", local_rank) == torch.device("cuda", index)
         assert chosen == [index]
-    assert dist._device("cpu", local_rank) == torch.device("cpu")
+    assert group._device("cpu", local_rank) == torch.device("cpu")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 

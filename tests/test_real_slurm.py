@@ -129,3 +129,62 @@ def test_a_cancelled_run_saves_and_does_not_come_back(slurm, tmp_path, data):
     assert (end["JobState"], end["Restarts"]) == ("CANCELLED", "0")
     assert "cancelled, so not back into the queue" in text
     assert checkpoint.latest(out / "checkpoints")
+
+
+def on_node(slurm, job, node, signal):
+    """Send a signal to the first rank of a job on a node."""
+    step = ("srun", "--overlap", f"--jobid={job}", "-N1", "-n1", "-w", node, "--gpus-per-node=0")
+    slurm.run(*step, "pkill", f"-{signal}", "-o", "-f", "bin/vidlearn train")
+
+
+def ended(slurm, folder, job, limit_s=60):
+    began = time.monotonic()
+    end = slurm.wait(job, limit_s)
+    return end, log(folder, "many_nodes", job), time.monotonic() - began
+
+
+@pytest.mark.parametrize("launch", ["srun", "torchrun"])
+def test_a_run_makes_way_for_a_job_of_higher_priority(slurm, whole, tmp_path, data, launch):
+    """SLURM preempts: TERM to the ranks, a minute of grace, the queue; then on, to the bit."""
+    folder = site(tmp_path, data=data, gpus=1)
+    change(folder, PARTITION="low")
+    change(folder, marked=False, LAUNCH=launch)
+    job, out = started(slurm, folder, STEPS)
+    other = slurm.submit(folder, "check", "--partition=high", "--nodes=2", "--gpus-per-node=2")
+    assert slurm.wait(other)["JobState"] == "COMPLETED", log(folder, "check", other)
+    end, text = slurm.wait(job), log(folder, "many_nodes", job)
+    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("COMPLETED", "0:0", "1"), text
+    assert "stopped and saved; back into the queue" in text and "goes on at step" in text
+    expected, found = weights(whole[0]), weights(out)
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("launch", ["srun", "torchrun"])
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+def test_a_dead_or_hung_rank_ends_the_job_within_a_minute(slurm, tmp_path, data, launch, signal):
+    folder = site(tmp_path, data=data, gpus=1)
+    change(folder, marked=False, LAUNCH=launch)
+    job, out = started(slurm, folder, 50_000)
+    on_node(slurm, job, "n2", signal)
+    end, text, seconds = ended(slurm, folder, job)
+    assert end["JobState"] == "FAILED" and seconds < 60, text
+    if signal == "STOP":
+        assert re.search(r"rank 1 on n2 \(process \d+\) gave no sign for 2\d s, last at", text), (
+            text
+        )
+        assert "train_step" in (out / "stack-rank0.txt").read_text()
+    else:
+        assert re.search(r"n2: task 1: Killed|exitcode\s*: -9|rank 1 on n2", text), text
+    print(f"{launch}, {signal}: {seconds:.0f} s")
+
+
+def test_torchrun_starts_anew_after_a_rank_has_died(slurm, whole, tmp_path, data):
+    folder = site(tmp_path, data=data, gpus=1)
+    change(folder, marked=False, LAUNCH="torchrun", TORCHRUN_RESTARTS=2)
+    job, out = started(slurm, folder, STEPS)
+    on_node(slurm, job, "n2", "KILL")
+    end, text = slurm.wait(job), log(folder, "many_nodes", job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "0"), text
+    assert len(re.findall("starts at step 0|goes on at step", text)) == 2, text
+    expected, found = weights(whole[0]), weights(out)
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,9 +66,9 @@ def build(config: Config, dist: Dist) -> State:
     wrapped = _share(model, config, dist) if dist.world > 1 else model
     votes = torch.zeros(3, device=dist.device)
     state = State(config, dist, model, wrapped, make_optimizers(model, config), votes)
-    if dist.world > 1:  # what backward does after its last gradient is waiting for other ranks
-        last = next(model.encoder.patch_embed.parameters())
-        last.register_post_accumulate_grad_hook(lambda _: state.mark("others"))
+    # What backward does after its last gradient is waiting for other ranks.
+    last = next(model.encoder.patch_embed.parameters())
+    last.register_post_accumulate_grad_hook(partial(_mark_others, state))
     return state
 
 
@@ -162,7 +163,9 @@ def forward_loss(
     loss = (per_clip * batch.valid).sum() * state.dist.world / state.votes[0].clamp_min(1)
     reg = loss.new_zeros(())
     if c.var_cov:
+        _mark_others(state)  # its means are over all ranks
         reg = torch.stack([losses.variance_covariance(x) for x in contexts]).mean()
+        state.mark("loss")
     if c.token_var:
         loss = loss + c.token_var / c.accumulate * losses.token_variance([*predictions])
     return loss + c.var_cov / c.accumulate * reg, per_clip.detach(), reg.detach()
@@ -193,6 +196,11 @@ def backward(
     return per_clip, reg
 
 
+def _mark_others(state: State, *_: Any) -> None:
+    if state.dist.world > 1:
+        state.mark("others")
+
+
 def train_step(
     state: State, batch: Batch, *, stop: bool = False, report: bool = False
 ) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def train_step(
     """
     c, dist = state.config, state.dist
     valid = len(batch.indices) - len(batch.bad)
-    state.mark("others" if dist.world > 1 else "prepare")
+    _mark_others(state)
     state.votes.copy_(torch.tensor([float(valid), float(stop), float(report)]))
     dist.all_reduce(state.votes)
     state.mark("prepare")

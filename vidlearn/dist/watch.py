@@ -186,6 +186,8 @@ class Watch:
             print(f"vidlearn, rank {self.dist.rank}: {text}", file=sys.stderr, flush=True)
         if self.me["who"] in verdict:
             print(path.read_text(), file=sys.stderr, flush=True)
+        if self.dist.is_main and self.dist.world > 1:
+            time.sleep(2 * BEAT_S)  # the others hear it through this process
         os._exit(1)  # the main thread may be deep in a collective, which no exception ends
 
 
