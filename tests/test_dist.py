@@ -156,36 +156,69 @@ def test_old_slurm_without_step_counts(monkeypatch):
     assert place(monkeypatch, {**env, **job})[1:4] == (3, 4, 1)
 
 
-@pytest.mark.parametrize("missing", TORCHRUN)
-def test_half_of_torchruns_environment(monkeypatch, missing):
-    with pytest.raises(ConfigError, match=f"variable {missing} is missing"):
-        place(monkeypatch, {k: v for k, v in TORCHRUN.items() if k != missing})
+def without(env, name, **more):
+    return {**{k: v for k, v in env.items() if k != name}, **more}
 
 
-@pytest.mark.parametrize("missing", [name for name in SLURM if name != "SLURM_STEP_ID"])
-def test_half_of_slurms_environment(monkeypatch, missing):
-    with pytest.raises(ConfigError, match=f"variable {missing} is missing"):
-        place(monkeypatch, {k: v for k, v in SLURM.items() if k != missing})
+# What is wrong, and the name that the one error must say. None may start alone.
+WRONG = {
+    **{f"torchrun without {x}": (without(TORCHRUN, x), f"{x} is missing") for x in TORCHRUN},
+    **{
+        f"srun without {x}": (without(SLURM, x), f"{x} is missing")
+        for x in SLURM
+        if x != "SLURM_STEP_ID"
+    },
+    "rank out of range": ({**TORCHRUN, "RANK": "2"}, "rank 2 of 2.*RANK, WORLD_SIZE"),
+    "no ranks at all": ({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE, LOCAL_RANK"),
+    "a number in words": ({**TORCHRUN, "WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
+    "a negative number": ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK is -1"),
+    "local rank above rank": ({**TORCHRUN, "RANK": "0"}, "local rank 1: RANK, WORLD_SIZE"),
+    "a port that cannot be": ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+    "a port in words": ({**TORCHRUN, "MASTER_PORT": "auto"}, "MASTER_PORT is auto"),
+    "torchrun's id alone": ({"TORCHELASTIC_RUN_ID": "7"}, "RANK is missing"),
+    "torchrun's count alone": ({"LOCAL_WORLD_SIZE": "8"}, "RANK is missing"),
+    "SLURM's rank out of range": ({**SLURM, "SLURM_PROCID": "4"}, "rank 4 of 4.*SLURM_PROCID"),
+    "SLURM's port": ({**SLURM, "MASTER_PORT": "0"}, "MASTER_PORT is 0"),
+    # What the first character of the text says, and what is true, differ.
+    "other sums": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "16(x2)"},
+        r"SLURM_STEP_NUM_TASKS=4.*SLURM_STEP_TASKS_PER_NODE=16\(x2\)",
+    ),
+    "uneven sums": (
+        {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2,1"},
+        "SLURM_STEP_NUM_TASKS=4.*SLURM_STEP_TASKS_PER_NODE=2,1",
+    ),
+    "more on a node than are there": ({**SLURM, "SLURM_LOCALID": "2"}, "SLURM_LOCALID=2"),
+    "tasks in words": ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "many"}, "PER_NODE is many"),
+    "a job without number": ({**SLURM, "SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is x"),
+    # python in a batch script, without srun: rank 0 of 4, waiting for ever
+    "no srun": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, "SLURM_NTASKS is 4.*start with srun"),
+    "no srun, tasks a node": (
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"},
+        "SLURM_NTASKS_PER_NODE is 4",
+    ),
+    "no srun, nodes": ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}, "SLURM_NNODES is 2"),
+    "a container that lost half": (
+        {"SLURM_JOB_ID": "7", "SLURM_PROCID": "3"},
+        "SLURM_PROCID is 3, but SLURM_STEP_ID is missing",
+    ),
+    "Open MPI": ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE is 4.*srun or torchrun"),
+    "MPICH": ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE is 2"),
+}
 
 
-@pytest.mark.parametrize(
-    "wrong, words",
-    [
-        ({**TORCHRUN, "RANK": "2"}, "rank 2 of 2"),
-        ({**TORCHRUN, "WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
-        ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK is -1"),
-        ({**SLURM, "SLURM_PROCID": "4"}, "rank 4 of 4"),
-        # what the first character of the text says, and what is true, differ
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "16(x2)"}, r"NUM_TASKS=4.*PER_NODE=16\(x2\)"),
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "NUM_TASKS=4.*PER_NODE=2,1"),
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "many"}, "PER_NODE is many"),
-        # python in a batch script, without srun: rank 0 of 4, waiting for ever
-        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "start with srun"),
-    ],
-)
-def test_environments_that_contradict_themselves(monkeypatch, wrong, words):
-    with pytest.raises(ConfigError, match=words):
-        place(monkeypatch, wrong)
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_environment_is_one_error_that_names_the_variable(monkeypatch, what):
+    env, words = WRONG[what]
+    with pytest.raises(ConfigError, match=words) as found:
+        place(monkeypatch, env)
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_device_that_is_none(monkeypatch):
+    monkeypatch.setenv("VIDLEARN_DEVICE", "gpu")
+    with pytest.raises(ConfigError, match="VIDLEARN_DEVICE is 'gpu': give cpu, cuda or mps"):
+        init_distributed()
 
 
 def test_one_task_needs_no_srun(monkeypatch):

@@ -147,6 +147,27 @@ def test_two_processes_learn_what_one_learns(data, tmp_path, version):
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_clips_taken_in_parts_give_the_gradients_of_the_whole(data, tmp_path, world):
+    """--accumulate: the same curve; the fair cut has the same lengths in each part."""
+    for parts in (1, 2):
+        # Without the regulariser, whose statistics are those of a part.
+        config = dataclasses.replace(TINY, **KINDS, var_cov=0.0, accumulate=parts, steps=4)
+        finish(start(data, tmp_path / str(parts), world=world, config=config))
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
+    norms = [
+        [m["grad_encoder"] for m in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in "12"
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_parts_that_do_not_come_out_even_are_refused(data):
+    config = dataclasses.replace(TINY, accumulate=3)
+    with pytest.raises(ConfigError, match="by 1 processes in 3 parts each: give a multiple of 3"):
+        load(config, open_data(data), init_distributed())
+
+
 @pytest.mark.parametrize(
     ("options", "off"), [({"shard": True}, 1e-6), ({"bf16_grads": True}, 1e-3)], ids=str
 )
@@ -318,6 +339,13 @@ def test_a_stop_saves_and_says_how_to_go_on(data, tmp_path, how):
     assert "To go on: the same command again" in text and stopped.exists()
     step = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))["step"]
     assert 0 < step < 100_000
+
+
+def test_torchrun_is_told_why_a_rank_failed(data, tmp_path):
+    config = dataclasses.replace(TINY, lr=1e30, lr_start=1e30, clip_grad=0.0)
+    text = finish(start(data, tmp_path / "run", world=2, config=config), code=1)
+    cause = text.split("Root Cause")[1]
+    assert "VidlearnError: the loss is not a number at step" in cause, text
 
 
 def test_a_finished_run_is_left_alone(data, tmp_path):

@@ -56,6 +56,10 @@ def train(run: Run) -> None:
     from vidlearn.datasets import open_data, synth
     from vidlearn.train import train as start
 
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun tells which rank failed first, and why
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        start = record(start)
     me = dist.init_distributed()
     if run.data is None and me.is_main:
         synth.make_shown(BUILT_IN)
