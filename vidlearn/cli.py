@@ -54,12 +54,13 @@ def train(run: Run) -> None:
     """Train a recipe, or go on with a run; every choice can be changed."""
     from vidlearn import dist
     from vidlearn.datasets import open_data, synth
-    from vidlearn.train import train as start
+    from vidlearn.train import train as run_it
 
+    start: Callable[..., Any] = run_it
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun tells which rank failed first, and why
         from torch.distributed.elastic.multiprocessing.errors import record
 
-        start = record(start)
+        start = record(run_it)
     me = dist.init_distributed()
     if run.data is None and me.is_main:
         synth.make_shown(BUILT_IN)
