@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vidlearn.datasets.manifest import Manifest, file_of
+from vidlearn.datasets.tars import part_of
 from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable
 
@@ -125,7 +126,8 @@ def needs(data: Manifest, gpus: int, clips_per_s: float, *, sample: int = 32) ->
             continue  # `vidlearn data check` names it
         length_s = (row.end_s or float(table.pts_s[-1])) - row.start_s
         read = table.bytes[table.start[frames.min()] : frames.max() + 1].sum()
-        found.append((length_s, os.path.getsize(file_of(row.path)), read))
+        part = part_of(row.path) or (0, os.path.getsize(file_of(row.path)))
+        found.append((length_s, float(part[1] - part[0]), read))
     if not found:
         raise VidlearnError(f"{data.source}: no video of the sample can be read")
     length_s, stored, read = np.mean(found, axis=0).tolist()

@@ -18,6 +18,7 @@ from itertools import compress
 
 import numpy as np
 
+from vidlearn.datasets import tars
 from vidlearn.errors import ConfigError, VidlearnError
 
 VIDEO_SUFFIXES = frozenset(
@@ -154,7 +155,9 @@ class Manifest:
 
 
 def file_of(path: str) -> str:
-    """The file or folder behind a row's path, which is the path itself unless it is of pictures."""
+    """The file or folder behind a row's path: the path itself, a tar, or where pictures are."""
+    if inside := tars.parts(path):
+        return inside[0]
     found = MARK.fullmatch(path)
     file = found["file"] if found else path
     return os.path.dirname(file) if found and file.endswith("*") else file
