@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from vidlearn import checkpoint
 from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_device
-from vidlearn.datasets import Manifest, Quarantine
+from vidlearn.datasets import Manifest, Quarantine, lanes
 from vidlearn.dist import Dist, init_distributed
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
@@ -77,7 +77,8 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
         text = f"{data.source}: {len(data)} training videos, but --batch is {c.batch}"
         raise ConfigError(f"{text}. Use a smaller batch or more videos")
     dataset = ClipDataset(data, c.clip_spec(), c.transform(True), c.seed, c.backend)
-    sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, c.seed, start_step)
+    order = c.seed, start_step, lanes.of(data, c.batch, dataset.spec.clips)
+    sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, *order)
     batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
     return iter(to_device(batches, dist.device))
 
@@ -98,7 +99,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), config.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
     batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
-    where = f"{dist.world} process(es) on {dist.device}; {len(data)} videos to train on"
+    where = f"{dist.world} process(es) on {dist.device}; {lanes.told(data, config.batch)}"
     log.say(f"{begins} at step {state.step} of {config.steps} in {where}, of {data.source}")
     ahead = 2 * config.workers * config.batch * 3 * config.frames * config.size**2 / dist.world
     log.say(f"{config.backend} decodes; {ahead / 2**20:.1f} MiB at most are read ahead")

@@ -97,7 +97,7 @@ def transcode_all(
         raise ConfigError(f"--jobs {jobs}: give 1 or more")
     targets = target_paths(data, out)
     bad: dict[str, str] = {}
-    with _claim(out, plan):
+    with claim(out, STAMP, plan.stamp()):
         for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
             left.unlink()
         todo = [(source, path) for source, path in targets.items() if not path.exists()]
@@ -139,13 +139,16 @@ def target_paths(data: Manifest, out: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def _claim(out: Path, plan: Plan) -> Iterator[None]:
-    """The folder for this plan and this call alone; the lock goes when the process does."""
+def claim(out: Path, name: str, asked: str) -> Iterator[None]:
+    """The folder for this plan and this call alone; the lock goes when the process does.
+
+    The file `name` in it says what is `asked` for. VidlearnError: it says something else, is
+    missing in a folder that is not empty, or another call is at work.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    stamp = out / STAMP
-    asked, remedy = plan.stamp(), "Choose another folder, or delete this one"
+    stamp, remedy = out / name, "Choose another folder, or delete this one"
     if not stamp.exists() and any(out.iterdir()):
-        raise VidlearnError(f"{out}: is not empty and holds no {STAMP}. {remedy}")
+        raise VidlearnError(f"{out}: is not empty and holds no {name}. {remedy}")
     with open(stamp, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
