@@ -47,8 +47,7 @@ Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
 class PacketTable(FrameTable):
     """A FrameTable whose pictures can be had without opening the file as a video.
 
-    `place` is where a row's bytes begin in the `file`, which may be a tar; `head` is what the
-    decoder must know before.
+    `place` is where a row's bytes begin in the `file` (or tar), `head` what a decoder needs first.
     """
 
     file: str = ""

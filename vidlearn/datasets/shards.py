@@ -2,7 +2,7 @@
 
 Input: a manifest. Output: a folder of tars, written by the library `webdataset`, and a manifest
 whose rows lie in them. Member KEY.mp4 (or what the video's ending is) is the video, byte by byte;
-KEY.json tells its path and its rows. Videos are shuffled, so that a tar is a sample of its split.
+KEY.json tells its path and row, or rows. Videos are shuffled: each tar is a sample of its split.
 Traded: a video is in memory while it is written; the same call goes on, but a tar that it had in
 hand begins anew. Chapter 5.
 """
@@ -99,13 +99,13 @@ def plan(
             raise ConfigError(f"{text}. Make videos of them: vidlearn data transcode")
         split = rows[0].split
         try:
-            part = tars.part_of(path) or (0, os.path.getsize(path))
+            size = tars.size_bytes(path)
         except (OSError, VideoError) as error:
             bad[path] = error.cause if isinstance(error, VideoError) else str(error.strerror)
             continue
-        bytes_of[split] = bytes_of.get(split, 0) + part[1] - part[0]
+        bytes_of[split] = bytes_of.get(split, 0) + size
         splits.setdefault(split, []).append((f"{number:08d}", tuple(rows)))
-    shards, taken = [], dict[str, int]()
+    shards, taken = list[Shard](), dict[str, int]()
     for split, videos in sorted(splits.items()):
         wanted = bytes_of[split] / (mib * 2**20)
         if videos_per_shard:
@@ -190,7 +190,7 @@ def _sample(key: str, rows: tuple[Row, ...], root: str) -> dict[str, Any]:
     told = [asdict(_traced(row, root)) for row in rows]
     for row in told:
         del row["path"]
-    about = {"path": _name(path, root), "rows": told}
+    about = {"path": _name(path, root), **told[0], **({"rows": told} if len(told) > 1 else {})}
     ending = _member(key, rows).partition(".")[2]
     return {"__key__": key, ending: video, "json": json.dumps(about).encode()}
 

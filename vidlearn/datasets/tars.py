@@ -163,3 +163,9 @@ def content(path: AnyPath) -> bytes:
     if len(data) < end - begin:
         raise VideoError(path, "its tar is cut short", AGAIN)
     return data
+
+
+def size_bytes(path: AnyPath) -> int:
+    """How many bytes a video has. OSError, VideoError: it cannot be read."""
+    begin, end = part_of(path) or (0, os.path.getsize(path))
+    return end - begin
