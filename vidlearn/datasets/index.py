@@ -47,10 +47,9 @@ Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
 class PacketTable(FrameTable):
     """A FrameTable whose pictures can be had without opening the file as a video.
 
-    `place` is where a row's bytes begin in the `file` (or tar), `head` what a decoder needs first.
+    `place` is where a row's bytes begin in the file, or in the tar that the video lies in; `head`
+    is what the decoder must know before.
     """
-
-    file: str = ""
 
     place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     head: bytes = b""
@@ -89,7 +88,7 @@ def _direct(
     draw, size, sent, came = _canvas(table, box), (table.width, table.height), 0, 0
     context = _decoder(table.codec, table.head, os.getpid())
     try:
-        with tars.reading(table.file) as file:
+        with tars.reading(table.path) as file:
             for start in np.unique(groups):
                 begin, goals = order[start] if start else 0, order[wanted[groups == start]]
                 send = row_of[begin : goals.max() + 1]
@@ -179,8 +178,8 @@ def scan(path: str) -> FrameTable:
     if table.codec not in DIRECT or not len(table.ticks):
         return table
     places = []
-    begin, source = (tars.part_in(table.path) or (0, 0))[0], file_of(path)
-    with open_video(table.path) as (container, stream), tars.reading(source) as file:
+    begin, _ = tars.part_in(table.path) or (0, 0)
+    with open_video(table.path) as (container, stream), tars.reading(table.path) as file:
         head = bytes(stream.codec_context.extradata or b"")
         for packet in container.demux(stream) if "mp4" in container.format.name else ():
             if packet.size:
@@ -191,8 +190,7 @@ def scan(path: str) -> FrameTable:
     if len(places) != table.n_frames:
         return table
     own = {f.name: getattr(table, f.name) for f in fields(FrameTable)}
-    place = np.array(places)[table.decode_order]
-    found = PacketTable(**own, file=source, place=place, head=head)
+    found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
     # Turns and colours may stand in the container alone: then the first frame comes out different.
     whole_frame = (0, 0, table.height, table.width)
     alone = _direct(found, np.zeros(1, np.int64), whole_frame, lambda _: None)
@@ -296,7 +294,7 @@ def _unpack(path: str, content: bytes) -> FrameTable:
         column.setflags(write=False)
     own = {"path": tars.address(path, about.pop("part", None)), **about, **columns}
     return FrameTable(**own) if head is None else PacketTable(
-        **own, file=file_of(path), place=place, head=bytes.fromhex(head)
+        **own, place=place, head=bytes.fromhex(head)
     )  # fmt: skip
 
 

@@ -20,9 +20,8 @@ from typing import IO
 from vidlearn.errors import VideoError
 
 AnyPath = str | os.PathLike[str]
-TAR = r".+\.(?:tar|tar\.\w+|tgz)"
 # No file can have such a path unless the tar is a folder, which `parts` looks up.
-MEMBER = re.compile(rf"(?P<tar>{TAR})/(?P<name>.+)", re.DOTALL)
+MEMBER = re.compile(r"(?P<tar>.+\.(?:tar|tar\.\w+|tgz))/(?P<name>.+)", re.DOTALL)
 # What FFmpeg calls a part of a file: https://ffmpeg.org/ffmpeg-protocols.html#subfile
 ADDRESS = re.compile(r"subfile,,start,(\d+),end,(\d+),,:file:(.+)", re.DOTALL)
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -126,13 +125,13 @@ def table(tar: str, stamp: Stamp) -> tuple[dict[str, Part], str]:
 
 
 @contextmanager
-def reading(file: str) -> Iterator[IO[bytes]]:
-    """A file to read parts of by place; of a tar it stays open, since the next clip needs it."""
-    if re.fullmatch(TAR, file, re.DOTALL):
-        yield _kept(file, stamp_of(file)).file
+def reading(opened: str) -> Iterator[IO[bytes]]:
+    """The file, or for an `address` the tar; a tar stays open, since the next clip needs it."""
+    if found := ADDRESS.fullmatch(opened):
+        yield _kept(found[3], stamp_of(found[3])).file
     else:
-        with open(file, "rb", buffering=0) as opened:
-            yield opened
+        with open(opened, "rb", buffering=0) as file:
+            yield file
 
 
 class _Open:
@@ -153,16 +152,10 @@ def _kept(file: str, _stamp: Stamp) -> _Open:
 
 def content(path: AnyPath) -> bytes:
     """All bytes of a video, be it a file or a member. OSError, VideoError: it cannot be read."""
-    part = part_of(path)
-    if part is None:
-        with open(path, "rb") as file:
-            return file.read()
-    begin, end = part
-    with reading(str(parts(path)[0])) as file:  # type: ignore[index] # there is a part
-        data = os.pread(file.fileno(), end - begin, begin)
-    if len(data) < end - begin:
-        raise VideoError(path, "its tar is cut short", AGAIN)
-    return data
+    begin, end = part_of(path) or (0, os.path.getsize(path))
+    with open((parts(path) or (path,))[0], "rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 def size_bytes(path: AnyPath) -> int:
