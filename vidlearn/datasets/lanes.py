@@ -17,6 +17,7 @@ from vidlearn.datasets.manifest import Manifest
 from vidlearn.errors import ConfigError
 
 LANES = 64  # at most, so that 1, 2, 4 ... 64 nodes have lanes of their own
+MOST_LEFT = 1 / 32  # of an epoch, so that lanes have whole tars; beyond, neighbours share one
 AT_ONCE = 2  # tars whose samples are mixed
 
 
@@ -24,7 +25,7 @@ class Lanes:
     """Tars dealt to lanes: `count` of them share a batch, and `n` samples of an epoch are read.
 
     Rows are counted in the order of their tars. Lane i is what lies between cuts[i] and
-    cuts[i + 1], whole tars if they are about equally long and `count` divides their number.
+    cuts[i + 1]: whole tars, if that makes lanes of about equal length.
     """
 
     def __init__(self, tar_of: np.ndarray, tars: list[str], batch: int, clips: int = 1) -> None:
@@ -35,19 +36,12 @@ class Lanes:
         in_order = (tar_of[1:] >= tar_of[:-1]).all()
         self.rows = None if in_order else np.argsort(tar_of, kind="stable").astype(np.int32)
         self.ends = np.cumsum(np.bincount(tar_of, minlength=len(tars)))
-        even = np.arange(self.count + 1) * rows // self.count
-        edges = np.append(0, self.ends)
-        nearest = edges[np.abs(edges - even[:, None]).argmin(axis=1)]
-        # A tar that would end up in two lanes for a few rows belongs to one of them.
-        near = np.abs(nearest - even) <= rows // self.count // 64
-        self.cuts = np.where(near, nearest, even)
-        if self._steps() < 1:
-            self.cuts = even
-        self.n = self._steps() * batch
+        shares = np.arange(self.count + 1)
+        self.cuts = np.append(0, self.ends)[shares * len(tars) // self.count]  # whole tars
+        if np.diff(self.cuts).min() < (1 - MOST_LEFT) * rows / self.count:
+            self.cuts = shares * rows // self.count
+        self.n = int(np.diff(self.cuts).min()) * clips // (batch // self.count) * batch
         self.left_out = rows * clips - self.n
-
-    def _steps(self) -> int:
-        return int(np.diff(self.cuts).min()) * self.clips // (self.batch // self.count)
 
     def __str__(self) -> str:
         tars = f"{len(self.tars)} tars in {self.count} lanes"

@@ -54,7 +54,8 @@ def shard_all(
     ConfigError: a choice that cannot be, or no webdataset. VidlearnError: the folder belongs to
     something else or to another call, or a file cannot be written.
     """
-    if jobs < 1 or not (mib > 0 and math.isfinite(mib)) or (videos_per_shard or 1) < 1:
+    most = 1 if videos_per_shard is None else videos_per_shard
+    if min(jobs, most) < 1 or not (mib > 0 and math.isfinite(mib)):
         text = f"--jobs {jobs}, --mib {mib:g}, --videos-per-shard {videos_per_shard}"
         raise ConfigError(f"{text}: give numbers above 0")
     suffix = ".parquet" if Path(data.source).suffix.lower() == ".parquet" else ".csv"
@@ -112,7 +113,9 @@ def plan(
             wanted = len(videos) / videos_per_shard
         order = np.random.default_rng((seed, len(shards))).permutation(len(videos))
         prefix = re.sub(r"[^\w]", "_", split) + "-" * bool(split)
-        for chosen in np.array_split(order, _rounded(math.ceil(wanted), len(videos))):
+        n = _rounded(math.ceil(wanted), len(videos))
+        # Longer and shorter tars alternate: then lanes of any number of them are equal.
+        for chosen in np.split(order, (np.arange(1, n) * len(videos)) // n):
             taken[prefix] = number = taken.get(prefix, -1) + 1
             name = f"{prefix}{number:06d}.tar"
             shards.append(Shard(name, tuple(videos[i] for i in chosen)))
