@@ -276,6 +276,17 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
     yield f"{folder}/packed.tar.gz/a.mp4", r"packed\.tar\.gz is compressed \(gzip\).*Unpack that"
     yield f"{folder}/whole.tar/d.mp4", r"whole\.tar has no plain member d\.mp4"
     yield f"{folder}/none.tar/d.mp4", r"none\.tar cannot be read \(No such file"
+    sizes = {"negative": -1024, "huge": 1 << 70}
+    for name, size in sizes.items():
+        kind = tarfile.GNUTYPE_LONGNAME if name == "huge" else tarfile.REGTYPE
+        head = bytearray(whole[:512])
+        head[124:136] = (size % (1 << 95) | 1 << 95).to_bytes(12, "big")
+        if size < 0:
+            head[124] = 255
+        head[156:157] = kind
+        head[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(head))[0]
+        (folder / f"{name}.tar").write_bytes(head + whole)
+        yield f"{folder}/{name}.tar/a.mp4", rf"{name}\.tar is (cut short|no tar)"
     (folder / "text.tar").write_text("no tar\n" * 200)
     yield f"{folder}/text.tar/a.mp4", r"text\.tar is no tar"
     (folder / "empty.tar").write_bytes(b"")

@@ -110,14 +110,14 @@ def table(tar: str, stamp: Stamp) -> tuple[dict[str, Part], str]:
             with tarfile.open(fileobj=file, mode="r:") as opened:
                 for member in opened:
                     end = member.offset_data + member.size
-                    if end > stamp[0]:
+                    if not member.offset_data <= end <= stamp[0]:  # or it would be read for ever
                         return found, f"is cut short: {member.name} should end at byte {end}"
                     if member.isreg() and not member.issparse():
                         found[member.name] = member.offset_data, end
                 file.seek(opened.offset)  # tarfile is silent about what stands there
                 if file.read(BLOCK) != bytes(BLOCK):
                     return found, f"is cut short or damaged at byte {opened.offset}"
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # the last: huge sizes
             if found:
                 return found, f"is cut short or damaged at byte {file.tell()} ({error})"
             raise VideoError(tar, f"is no tar ({error})", AGAIN) from error
