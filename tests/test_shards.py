@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys) -> None:
     with pytest.raises(VidlearnError, match="none of its videos can be read"):
         shards.shard_all(none, tmp_path / "none")
     pictures = Manifest((Row(f"{tmp_path}/v#fps=3"),), (), str(data))
-    with pytest.raises(ConfigError, match=r"pictures cannot go into shards.*transcode"):
+    with pytest.raises(ConfigError, match=r"pictures cannot go into shards.*encode"):
         shards.shard_all(pictures, tmp_path / "none")
     for wrong in ({"mib": 0}, {"mib": float("nan")}, {"videos_per_shard": 0}, {"jobs": 0}):
         with pytest.raises(ConfigError, match="give numbers above 0"):

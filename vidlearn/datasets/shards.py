@@ -97,7 +97,7 @@ def plan(
     for number, (path, rows) in enumerate(rows_of.items()):
         if MARK.fullmatch(path):
             text = f"{path}: pictures cannot go into shards"
-            raise ConfigError(f"{text}. Make videos of them: vidlearn data transcode")
+            raise ConfigError(f"{text}. Write videos of them: vidlearn.datasets.write.encode")
         split = rows[0].split
         try:
             size = tars.size_bytes(path)
