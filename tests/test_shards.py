@@ -189,7 +189,7 @@ def test_a_call_that_was_cut_goes_on(files: Manifest, tmp_path: Path, monkeypatc
     half = state(tmp_path / "s")
     assert 1 <= len(half) < 9 and not [*(tmp_path / "s").glob(".*.part")]
     assert not (tmp_path / "s/manifest.csv").exists()
-    (tmp_path / "s/.train-000003.tar.part").write_bytes(b"of one that was killed")
+    (tmp_path / "s/.other.tar.part").write_bytes(b"of one that was killed")
     shards.shard_all(files, tmp_path / "s", videos_per_shard=4, jobs=1)
     whole = state(tmp_path / "s")
     assert half.items() <= whole.items() and len(whole) == 9  # not written again
@@ -245,6 +245,22 @@ def test_a_full_disk_and_a_missing_package_are_told(files, tmp_path: Path, monke
 )
 def test_the_number_of_shards_suits_many_nodes(wanted: int, most: int, n: int) -> None:
     assert shards._rounded(wanted, most) == n
+
+
+def test_tars_have_equal_numbers_of_videos(tmp_path: Path) -> None:
+    rows = [Row(str(tmp_path / f"{i}.mp4")) for i in range(35)]
+    for row in rows:
+        Path(row.path).write_bytes(b"0" * 2**10)
+    data = Manifest(tuple(rows), (), str(tmp_path))
+    for mib, per_shard in ((5 / 2**10, None), (512, 5)):
+        made, bad = shards.plan(data, mib, per_shard, 0)
+        sizes = [len(shard.videos) for shard in made]
+        assert not bad and len(sizes) == 8 and sum(sizes) == 35 and max(sizes) - min(sizes) == 1
+        halves = sum(sizes[:4]), sum(sizes[4:])
+        assert abs(halves[0] - halves[1]) == 1
+        assert [key for shard in made for key, _ in shard.videos] != sorted(
+            key for shard in made for key, _ in shard.videos
+        )
 
 
 # Tars that are none, or that want something
@@ -400,12 +416,15 @@ def epoch(known: Lanes, rank: int = 0, world: int = 1, start: int = 0, **more: A
         ([7], 4, 1, None),
         ([100] * 65, 128, 64, None),
         ([5] * 7, 35, 7, 0),
+        ([64, 66] * 4, 8, 8, None),
     ],
 )
 def test_each_sample_comes_once(sizes, batch, count, left, clips, shuffle) -> None:
     known = of_sizes(sizes, batch, clips, shuffle)
     n = sum(sizes) * clips
-    keys = [key for step in epoch(known) for key in step]
+    steps = epoch(known)
+    assert {len(step) for step in steps} == {batch}
+    keys = [key for step in steps for key in step]
     samples = [sample for _, sample in keys]
     assert {number for number, _ in keys} == {0}
     assert len(samples) == len(set(samples)) == known.n == n - known.left_out
@@ -458,6 +477,8 @@ def test_epochs_and_seeds_differ_and_a_batch_has_all_lanes() -> None:
     assert (np.sort(tar, axis=1) == np.repeat(np.arange(8), 2)).all()
     inside = np.array(whole[0]).reshape(15, 16)[:, 0] % 30
     assert (np.diff(inside) < 0).sum() > 3  # shuffled
+    tars_first = [ShardedSampler(320, 8, lanes=of_sizes([10] * 32, 8)).order(e)[:8] for e in (0, 1)]
+    assert (tars_first[0] // 10).tolist() != (tars_first[1] // 10).tolist()
     pieces = [orders[0][a : a + 7].tolist() for a in range(0, 240, 7)]
     assert [sample for piece in pieces for sample in piece] == whole[0]
 
@@ -544,5 +565,9 @@ def test_a_run_that_stops_goes_on_exactly(sharded: Manifest, tmp_path: Path, mon
     assert train(TINY, sharded, tmp_path / "cut", dist=ALONE)["step"] == 9
     one, other = weights(tmp_path / "straight"), weights(tmp_path / "cut")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    known = lanes.of(sharded.training(), 4)
+    dealt = next(iter(ShardedSampler(24, 4, seed=TINY.seed, lanes=known)))
+    batch = next(training.load(TINY, sharded, ALONE))
+    assert batch.indices.tolist() == [sample for _, sample in dealt]
     said = (tmp_path / "cut/train.log").read_text()
     assert "24 videos to train on (8 tars in 4 lanes" in said
