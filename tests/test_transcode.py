@@ -336,7 +336,7 @@ def test_another_plan_in_the_same_folder_is_refused(folder: Path, tmp_path: Path
     for plan in (Plan(short_side=24), Plan("gop12", 32), Plan(short_side=32, crf=20)):
         with pytest.raises(VidlearnError, match=rf"{out}: holds .*layered.*Choose another folder"):
             transcode_all(data, out, plan, jobs=1)
-    with transcode._claim(out, Plan(short_side=32)):
+    with transcode.claim(out, transcode.STAMP, Plan(short_side=32).stamp()):
         with pytest.raises(VidlearnError, match="another call writes here"):
             transcode_all(data, out, Plan(short_side=32), jobs=1)
     assert state(out) == before

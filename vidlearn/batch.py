@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, Dataset
 
 from vidlearn.datasets import Manifest, guard, shuffled
 from vidlearn.datasets.index import index_file, part_at, span_of, table_of
+from vidlearn.datasets.lanes import Lanes
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
@@ -108,8 +109,8 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 class ShardedSampler:
     """Which samples this rank loads at each step, without end, from `start_step` on.
 
-    Each epoch shuffles anew. Step s takes places s*G to (s+1)*G of the list, G being the global
-    batch, and rank r the r-th equal part of them; what does not fill a batch is left out.
+    Each epoch shuffles anew, shards in `lanes`. Step s takes places s*G to (s+1)*G of the list, G
+    being the global batch, and rank r the r-th equal part of them; what fills none is left out.
     """
 
     n: int
@@ -118,16 +119,18 @@ class ShardedSampler:
     world: int = 1
     seed: int = 0
     start_step: int = 0
+    lanes: Lanes | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.global_batch <= self.n or self.global_batch % self.world:
             text = f"a batch of {self.global_batch} of {self.n} samples for {self.world} ranks"
             raise ConfigError(f"{text}: give one that they share equally, at most the data set")
-        self.steps_per_epoch = self.n // self.global_batch
+        self.steps_per_epoch = (self.lanes or self).n // self.global_batch
 
     def order(self, epoch: int) -> Any:
-        """The order of an epoch's samples, the same on every rank: an array, or a `Shuffle`."""
-        return shuffled(self.n, (self.seed, epoch, 0, _ORDER))
+        """The order of an epoch's samples, the same on every rank: an array, or computed."""
+        seed = (self.seed, epoch, 0, _ORDER)
+        return self.lanes.order(seed) if self.lanes else shuffled(self.n, seed)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.global_batch // self.world

@@ -179,7 +179,8 @@ def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
     With `types` ("I", "P" or "B" a frame), and where the times are in doubt (`why`), it decodes the
     whole file. VideoError: no frame comes.
     """
-    info = os.stat(path) if os.path.exists(path) else None
+    file = os.fspath(path).rpartition(",,:file:")[2]  # a part of a tar is as new as the tar
+    info = os.stat(file) if os.path.exists(file) else None
     return _table(os.fspath(path), info and (info.st_size, info.st_mtime_ns), types)
 
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from vidlearn import checkpoint
 from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_device
-from vidlearn.datasets import Manifest, Quarantine
+from vidlearn.datasets import Manifest, Quarantine, lanes
 from vidlearn.datasets.cost import Laps
 from vidlearn.dist import Dist, Watch, agree, clock, init_distributed, shares
 from vidlearn.errors import ConfigError, VidlearnError
@@ -85,7 +85,8 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
         text = f"{data.source}: {len(data)} training videos, but --batch is {c.batch}"
         raise ConfigError(f"{text}. Use a smaller batch or more videos")
     dataset = ClipDataset(data, c.clip_spec(), c.transform(True), c.seed, c.backend)
-    sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, c.seed, start_step)
+    order = c.seed, start_step, lanes.of(data, c.batch, dataset.spec.clips)
+    sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, *order)
     batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
     return iter(to_device(batches, dist.device))
 
@@ -105,7 +106,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     state = build(config, dist)
     before = resume(state, out)
     log = RunLog(out, state.step, config, active=dist.is_main)
-    where = f"{dist.world} process(es) on {dist.device}; {len(data)} videos to train on"
+    where = f"{dist.world} process(es) on {dist.device}; {lanes.told(data, config.batch)}"
     begins = "goes on" if before else "starts"
     log.say(f"{begins} at step {state.step} of {config.steps} in {where}, of {data.source}")
     if before not in (0, dist.world):

@@ -194,7 +194,7 @@ def whole(path: str, touch: Callable[[], None]) -> str:
                 touch()
             return ""
         shapes = Counter[tuple[int, ...]]()
-        for frame in iter_frames(path):
+        for frame in iter_frames(table.path):
             shapes[frame.shape] += 1
             touch()
         if (n := sum(shapes.values())) < table.n_frames:

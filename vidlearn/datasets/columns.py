@@ -21,15 +21,8 @@ from typing import Any
 import numpy as np
 
 from vidlearn.datasets.files import check_header, prefix_of
-from vidlearn.datasets.manifest import (
-    COLUMNS,
-    EXPECTED,
-    UNCLEAN,
-    Manifest,
-    Row,
-    Rows,
-    class_names,
-)
+from vidlearn.datasets.manifest import COLUMNS, EXPECTED, UNCLEAN, Manifest, Row, Rows, class_names
+from vidlearn.datasets.tars import MEMBER
 from vidlearn.errors import ConfigError, VidlearnError
 
 try:
@@ -119,11 +112,11 @@ class Columns(Rows):
         return self._at(found if self.places is None else self.places[found], split)
 
     def numbered(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """As `manifest.numbered`; only "source" makes text, one for each different source."""
+        """As `manifest.numbered`; "source" and "tar" make text, one for each different value."""
         if name == "split" and self.as_split is not None:
             return np.zeros(len(self), np.int8), [self.as_split]
-        if name == "source":
-            number, names = self._sources()
+        if name in ("source", "tar"):
+            number, names = self._made(name)
         else:
             chunks = self.table[name].chunks
             names = chunks[0].dictionary
@@ -136,7 +129,7 @@ class Columns(Rows):
         rank[order] = np.arange(len(order))
         return rank[number], names.take(pa.array(order)).to_pylist()
 
-    def _sources(self) -> tuple[np.ndarray, Any]:
+    def _made(self, what: str) -> tuple[np.ndarray, Any]:
         text, found = pa.large_string(), []
         before, nothing = pa.scalar(self.prefix, text), pa.scalar("", text)
         for part in self._parts():
@@ -144,6 +137,10 @@ class Columns(Rows):
             source = pc.fill_null(source, nothing)
             below = pc.binary_join_element_wise(before, path, nothing)
             path = pc.if_else(pc.starts_with(path, "/"), path, below)
+            if what == "tar":
+                inside = pc.extract_regex(path, f"(?s:{MEMBER.pattern})")
+                found.append(pc.fill_null(pc.struct_field(inside, "tar"), nothing))
+                continue
             found.append(pc.if_else(pc.equal(source, ""), path, source))
         whole = pa.chunked_array(found).combine_chunks().dictionary_encode()
         return whole.indices.to_numpy(), whole.dictionary

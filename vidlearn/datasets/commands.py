@@ -177,6 +177,58 @@ def transcode(
     return int(bool(bad))
 
 
+def shard(
+    data: Positional[Path], out: Positional[Path], mib: float = 512.0,
+    videos_per_shard: int | None = None, seed: int = 0, jobs: int = 4,
+) -> int:  # fmt: skip
+    """Put the videos into tar files as WebDataset reads them; the same command goes on.
+
+    Args:
+        data: folder of videos or manifest.
+        out: folder of the tars, of their manifest, and of quarantine.jsonl for the unreadable.
+        mib: size of a tar, about.
+        videos_per_shard: in place of that, how many videos a tar has at most.
+        seed: of the shuffle that decides which video goes into which tar.
+        jobs: tars that are written at a time.
+    """
+    from vidlearn.datasets import shards
+
+    with _progress() as advance:
+        path, n, bad = shards.shard_all(
+            open_data(data), out, mib=mib, videos_per_shard=videos_per_shard, seed=seed,
+            jobs=jobs, progress=advance,
+        )  # fmt: skip
+    print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
+    unreadable = f", {len(bad)} unreadable, listed in {out / shards.BAD}" * bool(bad)
+    print(f"{path}: {n} tars{unreadable}")
+    return int(bool(bad))
+
+
+def lanes(data: Positional[Path], batch: int, nodes: int = 1, node: int | None = None) -> None:
+    """Tell which tars a node reads, from the data's folder, to copy to its own disk.
+
+    Args:
+        data: folder or manifest that data shard has written.
+        batch: of the run, over all nodes.
+        nodes: how many share it.
+        node: which one, from 0; without it, all are counted.
+    """
+    from vidlearn.datasets import lanes as dealt
+
+    found = open_data(data).training()
+    if not (known := dealt.of(found, batch)):
+        raise ConfigError(f"{data}: its videos are no members of tars. Write them: data shard")
+    if node is not None:
+        root = data if data.is_dir() else data.parent
+        print(*(os.path.relpath(tar, root) for tar in known.of_node(node, nodes)), sep="\n")
+        return
+    print(dealt.told(found, batch))
+    of_node = [known.of_node(i, nodes) for i in range(nodes)]
+    shared = sum(map(len, of_node)) - len(known.tars)
+    print(f"{nodes} nodes read {', '.join(str(len(tars)) for tars in of_node)} tars"
+          f"; {shared} of them are read by two")  # fmt: skip
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; what is given moves it to so many of all."""

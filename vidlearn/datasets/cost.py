@@ -7,7 +7,6 @@ counts, milliseconds. Traded: one machine's decoding speed stands for all in `pl
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidlearn.datasets.manifest import Manifest, file_of
+from vidlearn.datasets.tars import parts, size_bytes
 from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable
 
@@ -146,7 +146,8 @@ def needs(data: Manifest, gpus: int, clips_per_s: float, *, sample: int = 32) ->
             continue  # `vidlearn data check` names it
         length_s = (row.end_s or float(table.pts_s[-1])) - row.start_s
         read = table.bytes[table.start[frames.min()] : frames.max() + 1].sum()
-        found.append((length_s, os.path.getsize(file_of(row.path)), read))
+        stored = size_bytes(row.path if parts(row.path) else file_of(row.path))
+        found.append((length_s, stored, read))
     if not found:
         raise VidlearnError(f"{data.source}: no video of the sample can be read")
     length_s, stored, read = np.mean(found, axis=0).tolist()

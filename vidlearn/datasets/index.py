@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidlearn.datasets import sequences
+from vidlearn.datasets import sequences, tars
 from vidlearn.datasets.check import stamp, tried
-from vidlearn.datasets.manifest import MARK, Manifest, Row
+from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
+from vidlearn.datasets.sequences import frame_table
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import FrameTable, frame_table, open_video, upright
+from vidlearn.storage import FrameTable, open_video, upright
 
 VERSION = 1  # of what stands in a row
 DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
@@ -46,7 +47,8 @@ Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
 class PacketTable(FrameTable):
     """A FrameTable whose pictures can be had without opening the file as a video.
 
-    `place` is where a row's bytes begin in the file, `head` what the decoder must know before.
+    `place` is where a row's bytes begin in the file, or in the tar that the video lies in; `head`
+    is what the decoder must know before.
     """
 
     place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -86,7 +88,7 @@ def _direct(
     draw, size, sent, came = _canvas(table, box), (table.width, table.height), 0, 0
     context = _decoder(table.codec, table.head, os.getpid())
     try:
-        with open(table.path, "rb", buffering=0) as file:
+        with tars.reading(table.path) as file:
             for start in np.unique(groups):
                 begin, goals = order[start] if start else 0, order[wanted[groups == start]]
                 send = row_of[begin : goals.max() + 1]
@@ -176,12 +178,13 @@ def scan(path: str) -> FrameTable:
     if table.codec not in DIRECT or not len(table.ticks):
         return table
     places = []
-    with open_video(path) as (container, stream), open(path, "rb", buffering=0) as file:
+    begin, _ = tars.part_in(table.path) or (0, 0)
+    with open_video(table.path) as (container, stream), tars.reading(table.path) as file:
         head = bytes(stream.codec_context.extradata or b"")
         for packet in container.demux(stream) if "mp4" in container.format.name else ():
             if packet.size:
-                place = -1 if packet.pos is None else packet.pos
-                if place < 0 or os.pread(file.fileno(), packet.size, place) != bytes(packet):
+                place = -1 if packet.pos is None else begin + packet.pos
+                if place < begin or os.pread(file.fileno(), packet.size, place) != bytes(packet):
                     return table  # what the decoder is given does not stand there as it is
                 places.append(place)
     if len(places) != table.n_frames:
@@ -204,9 +207,9 @@ def index_file(source: str | os.PathLike[str]) -> Path:
 def table_of(path: str, index: Path | None = None, backend: str = "auto") -> FrameTable:
     """What is in a video: from the index if it knows the file as it is now, else read anew."""
     if MARK.fullmatch(path):
-        return sequences.frame_table(path)
+        return frame_table(path)
     try:
-        info = os.stat(path)
+        info = os.stat(file_of(path))
     except OSError:
         return frame_table(path)  # whose error names the file
     return _table(path, (info.st_size, info.st_mtime_ns), index, backend == "auto")
@@ -270,7 +273,7 @@ def _pack(table: FrameTable) -> bytes:
         if len(column):
             rows[name] = column
     about: dict[str, Any] = {name: getattr(table, name) for name in ABOUT}
-    about |= {"counted": not len(table.ticks), "head": head}
+    about |= {"counted": not len(table.ticks), "head": head, "part": tars.part_in(table.path)}
     words = json.dumps(about).encode()
     return zlib.compress(len(words).to_bytes(4, "big") + words + rows.tobytes(), 1)
 
@@ -289,7 +292,7 @@ def _unpack(path: str, content: bytes) -> FrameTable:
     place, head = columns.pop("place"), about.pop("head")
     for column in columns.values():
         column.setflags(write=False)
-    own = {"path": path, **about, **columns}
+    own = {"path": tars.address(path, about.pop("part", None)), **about, **columns}
     return FrameTable(**own) if head is None else PacketTable(
         **own, place=place, head=bytes.fromhex(head)
     )  # fmt: skip
@@ -298,7 +301,7 @@ def _unpack(path: str, content: bytes) -> FrameTable:
 def _scanned(path: str, _touch: Callable[[], None]) -> tuple[int, int, bytes] | str:
     """What the index shall hold, or why the video cannot be read."""
     try:
-        info = os.stat(path)
+        info = os.stat(file_of(path))
         return info.st_size, info.st_mtime_ns, _pack(scan(path))
     except VideoError as error:
         return error.cause

@@ -18,6 +18,7 @@ from itertools import compress
 
 import numpy as np
 
+from vidlearn.datasets import tars
 from vidlearn.errors import ConfigError, VidlearnError
 
 VIDEO_SUFFIXES = frozenset(
@@ -62,14 +63,17 @@ class Rows(Sequence[Row]):
 
 
 def numbered(rows: Sequence[Row], name: str) -> tuple[np.ndarray, list[str]]:
-    """The number of each row's value of "label", "split" or "source", and the values, sorted.
+    """The number of each row's value of "label", "split", "source" or "tar"; the values, sorted.
 
-    A row's source is its source_id, or else its path.
+    A row's source is its source_id, or else its path; its tar is "" for one that lies in none.
     """
     if isinstance(rows, Rows):
         return rows.numbered(name)
     if name == "source":
         values = [row.source_id or row.path for row in rows]
+    elif name == "tar":
+        inside = (tars.MEMBER.fullmatch(row.path) for row in rows)
+        values = [found["tar"] if found else "" for found in inside]
     else:
         values = [getattr(row, name) for row in rows]
     names = sorted(set(values))
@@ -101,7 +105,8 @@ class Manifest:
         number, names = numbered(self.rows, "split")
         if name not in names:
             raise self._no_rows(name, names)
-        return replace(self, rows=_taken(self.rows, number == names.index(name)))
+        mask = number == names.index(name)
+        return self if mask.all() else replace(self, rows=_taken(self.rows, mask))
 
     def _no_rows(self, name: str, names: Iterable[str]) -> VidlearnError:
         known = ", ".join(sorted({*names} - {""})) or "no splits"
@@ -149,12 +154,23 @@ class Manifest:
         return self._number_of.get(row.label, -1)
 
     @cached_property
+    def tars(self) -> tuple[np.ndarray, list[str]]:
+        """The number of the tar that each row lies in, and the tars; none unless all do."""
+        nowhere = np.zeros(0, np.int32), list[str]()
+        if not self.rows or not tars.MEMBER.fullmatch(self.rows[0].path):
+            return nowhere  # which spares a look at millions of rows
+        number, names = numbered(self.rows, "tar")
+        return nowhere if "" in names else (number.astype(np.int32), names)
+
+    @cached_property
     def _number_of(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
 
 
 def file_of(path: str) -> str:
-    """The file or folder behind a row's path, which is the path itself unless it is of pictures."""
+    """The file or folder behind a row's path: the path itself, a tar, or where pictures are."""
+    if inside := tars.parts(path):
+        return inside[0]
     found = MARK.fullmatch(path)
     file = found["file"] if found else path
     return os.path.dirname(file) if found and file.endswith("*") else file

@@ -6,7 +6,8 @@ Input: a row's path, which then says what no file does:
     FOLDER/NAME*#fps=30      those of them whose name is NAME and a number
     SEGMENT.parquet#camera=1 pictures of camera 1 (front), at the times that stand in the file
 
-Output: tables and frames as `storage` and `decode` give them, which read every other path.
+Output: tables and frames as `storage` and `decode` give them, which read every other path, of
+what lies in a tar by its address (`tars`).
 Traded: a picture's time is its number / fps, so that a gap stays a gap; its bytes are not looked
 up. A parquet file gives a picture only with its row group: write videos if you read it often.
 Chapter 5.
@@ -31,6 +32,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidlearn import decode, storage
+from vidlearn.datasets import tars
 from vidlearn.datasets.manifest import MARK, file_of
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AGAIN, AnyPath, FrameTable, upright
@@ -56,7 +58,9 @@ def frame_table(path: AnyPath) -> FrameTable:
     """What is in a video, or how many pictures there are and when. VideoError: none is there."""
     found = MARK.fullmatch(os.fspath(path))
     if not found:
-        return storage.frame_table(path)
+        opened = tars.address(path)
+        with tars.named(path, opened):
+            return storage.frame_table(opened)
     file = file_of(found[0])
     if not os.path.exists(file):
         raise VideoError(path, f"there is no {file}", "Give the folder or file of the pictures.")
@@ -97,7 +101,8 @@ def frames_at(
     """
     table = table or frame_table(path)
     if not isinstance(table, PictureTable):
-        return decode.frames_at(path, indices, backend=backend, table=table)
+        with tars.named(path, table.path):
+            return decode.frames_at(table.path, indices, backend=backend, table=table)
     wanted, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
     if not wanted.size or wanted[0] < 0 or wanted[-1] >= table.n_frames:
         cause = f"there is no frame {wanted.tolist()}: it has {table.n_frames} pictures"

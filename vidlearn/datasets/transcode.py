@@ -31,6 +31,7 @@ from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
 from vidlearn.datasets.manifest import Manifest
 from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.datasets.tars import address, size_bytes
 from vidlearn.datasets.write import encode, scaled
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
@@ -98,7 +99,7 @@ def transcode_all(
         raise ConfigError(f"--jobs {jobs}: give 1 or more")
     targets = target_paths(data, out)
     bad: dict[str, str] = {}
-    with _claim(out, plan):
+    with claim(out, STAMP, plan.stamp()):
         for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
             left.unlink()
         todo = [(source, path) for source, path in targets.items() if not path.exists()]
@@ -140,13 +141,16 @@ def target_paths(data: Manifest, out: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def _claim(out: Path, plan: Plan) -> Iterator[None]:
-    """The folder for this plan and this call alone; the lock goes when the process does."""
+def claim(out: Path, name: str, asked: str) -> Iterator[None]:
+    """The folder for this plan and this call alone; the lock goes when the process does.
+
+    The file `name` in it says what is `asked` for. VidlearnError: it says something else, is
+    missing in a folder that is not empty, or another call is at work.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    stamp = out / STAMP
-    asked, remedy = plan.stamp(), "Choose another folder, or delete this one"
+    stamp, remedy = out / name, "Choose another folder, or delete this one"
     if not stamp.exists() and any(out.iterdir()):
-        raise VidlearnError(f"{out}: is not empty and holds no {STAMP}. {remedy}")
+        raise VidlearnError(f"{out}: is not empty and holds no {name}. {remedy}")
     with open(stamp, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,19 +206,21 @@ def rewrite(source: str, target: Path, plan: Plan) -> str:
     The target is there only when it has passed. VideoError: the target cannot be written.
     """
     part = target.with_name(f".{target.stem}{PART}.mp4")
+    opened = source
     try:
-        table, how = frame_table(source), dict(RECIPES[plan.recipe])
-        with open_video(source) as (_, stream):
+        opened = address(source)  # which may lie in a tar
+        table, how = frame_table(opened), dict(RECIPES[plan.recipe])
+        with open_video(opened) as (_, stream):
             unit = Fraction(stream.time_base)
         # Finer units than this overflow the fields of an mp4.
         how["unit"] = unit if len(table.ticks) and unit.denominator <= 10**6 else TICK
         how["options"] = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
         how["short_side"] = 2 * (min(plan.short_side, table.height, table.width) // 2)
-        encode(part, iter_frames(source), table.fps, times_s=table.pts_s, crf=plan.crf, **how)
-        verify(source, part, plan.grid)
+        encode(part, iter_frames(opened), table.fps, times_s=table.pts_s, crf=plan.crf, **how)
+        verify(opened, part, plan.grid)
         os.replace(part, target)
     except VideoError as error:
-        if error.path != source:
+        if error.path not in (source, opened):
             raise  # a full disk is not the video's fault
         return error.cause
     finally:
@@ -285,11 +291,12 @@ def saved(targets: dict[str, Path], grid: int = 1, videos: int = 8, seed: int = 
     from vidlearn.sample import ClipSpec, clip_indices
 
     pairs = [(source, str(target)) for source, target in targets.items()]
-    before, after = (sum(os.path.getsize(p) for p in side) / 1e6 for side in zip(*pairs))
+    before, after = (sum(map(size_bytes, side)) / 1e6 for side in zip(*pairs))
     rng, spec = np.random.default_rng(seed), ClipSpec(start_grid=grid)
     ms = np.zeros(2)
     chosen = rng.permutation(len(pairs))[:videos]
     for pair in (pairs[i] for i in chosen):
+        pair = address(pair[0]), pair[1]
         rows = clip_indices(spec, frame_table(pair[0]).n_frames, rng=rng)[0]
         for side, path in enumerate(pair):
             table, seconds = frame_table(path), []
