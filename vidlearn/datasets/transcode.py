@@ -82,6 +82,14 @@ class Plan:
         return json.dumps({**vars(self), "version": VERSION})
 
 
+def settings_of(plan: Plan, table: FrameTable) -> dict[str, Any]:
+    """What `encode` is told to write a video as planned; no video is made larger."""
+    how = dict(RECIPES[plan.recipe])
+    options = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
+    short_side = 2 * (min(plan.short_side, table.height, table.width) // 2)
+    return {**how, "options": options, "short_side": short_side, "crf": plan.crf}
+
+
 def transcode_all(
     data: Manifest, out: Path, plan: Plan, *, jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -202,14 +210,13 @@ def rewrite(source: str, target: Path, plan: Plan) -> str:
     """
     part = target.with_name(f".{target.stem}{PART}.mp4")
     try:
-        table, how = frame_table(source), dict(RECIPES[plan.recipe])
+        table = frame_table(source)
+        how = settings_of(plan, table)
         with open_video(source) as (_, stream):
             unit = Fraction(stream.time_base)
         # Finer units than this overflow the fields of an mp4.
         how["unit"] = unit if len(table.ticks) and unit.denominator <= 10**6 else TICK
-        how["options"] = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
-        how["short_side"] = 2 * (min(plan.short_side, table.height, table.width) // 2)
-        encode(part, iter_frames(source), table.fps, times_s=table.pts_s, crf=plan.crf, **how)
+        encode(part, iter_frames(source), table.fps, times_s=table.pts_s, **how)
         verify(source, part, plan.grid)
         os.replace(part, target)
     except VideoError as error:
@@ -253,15 +260,15 @@ def _psnr_db(source: str, target: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise VideoError(source, f"its copy ends or is damaged at frame {len(rows)}")
             now = scaled(image, frame.width, frame.height).to_ndarray()
             copied = frame.to_ndarray()
-            rows.append([_db(now, copied), _db(old, copied), np.nan])
+            rows.append([psnr_db(now, copied), psnr_db(old, copied), np.nan])
             if new is not None:
-                rows[-2][2] = _db(now, new)
+                rows[-2][2] = psnr_db(now, new)
             old, new = now, copied
             times_s.append(frame.pts * float(stream.time_base))
     return np.array(rows).T, np.array(times_s) - times_s[0]
 
 
-def _db(one: np.ndarray | None, other: np.ndarray) -> float:
+def psnr_db(one: np.ndarray | None, other: np.ndarray) -> float:
     """PSNR of two pictures; below a hundredth of a grey level's square all are alike."""
     if one is None:
         return np.nan
