@@ -83,16 +83,16 @@ def test_the_bytes_are_those_of_the_pictures(folder: Path, found: dict[str, Any]
 
 def test_best_is_what_nothing_beats() -> None:
     ways = {"a": (1.0, 9.0), "b": (2.0, 5.0), "c": (2.0, 6.0), "d": (3.0, 5.0), "e": (9.0, 1.0)}
-    assert frontier.frontier(ways) == ["a", "b", "e"]
+    assert frontier.unbeaten(ways) == ["a", "b", "e"]
     twins = {"x": (1.0, 1.0), "y": (1.0, 1.0)}
-    assert frontier.frontier(twins) == ["x", "y"]
+    assert frontier.unbeaten(twins) == ["x", "y"]
 
 
 def test_only_recipes_compete(found: dict[str, Any]) -> None:
     ways, other = points(found)
     assert other == {"original", "layered, any start"}
     best = {name for name, way in found["ways"].items() if way["best"]}
-    assert best == {*frontier.frontier({n: w for n, w in ways.items() if n not in other})}
+    assert best == {*frontier.unbeaten({n: w for n, w in ways.items() if n not in other})}
     text = told(ways, other)
     assert all(name in text for name in ways)
 

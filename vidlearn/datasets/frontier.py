@@ -16,8 +16,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -39,8 +38,7 @@ USUAL = ("gop250", "gop12", "gop12-fast", "intra", "layered", "layered-fast")
 FRAMES, STRIDE, SIZE, ON_GRID = 16, 4, 224, 4  # a training clip
 SPAN = (FRAMES - 1) * STRIDE + 1
 ORIGINAL, ANY = "original", ", any start"
-COMPARED = 8  # every so many frames are compared with the original
-TRIED = 25  # so many videos are looked at for each that is wanted
+COMPARED, TRIED = 8, 25  # every so many frames; so many videos are looked at for each wanted
 Ways = Mapping[str, tuple[float, float]]  # name -> bytes a second, CPU ms a clip
 
 
@@ -55,9 +53,8 @@ class _Excerpt:
     psnr_db: dict[str, float] = field(default_factory=dict)
 
     def length_s(self) -> float:
-        return float(self.table.pts_s[self.stop - 1] - self.table.pts_s[self.first]) + (
-            1 / self.table.fps
-        )
+        begin, last = self.table.pts_s[[self.first, self.stop - 1]].tolist()
+        return last - begin + 1 / self.table.fps
 
     def of(self, way: str) -> tuple[FrameTable, int]:
         """The file of that way, and its row at which the excerpt begins."""
@@ -91,7 +88,7 @@ def measure(
         for way, ms in _times_ms(drawn, rounds, min(SIZE, short_side)).items():
             count = [pictures_to_decode(table, rows, skip=True) for table, rows in drawn[way]]
             found[way] |= {**ms, "pictures": float(np.mean(count))}
-    best = frontier({way: _point(found[way]) for way in plans})
+    best = unbeaten({way: _point(found[way]) for way in plans})
     for way, row in found.items():
         row["best"] = way in best
     return {
@@ -102,7 +99,7 @@ def measure(
     }  # fmt: skip
 
 
-def frontier(ways: Ways) -> list[str]:
+def unbeaten(ways: Ways) -> list[str]:
     """Names that no other beats in both bytes and time, from the smallest on."""
 
     def beaten(size: float, ms: float) -> bool:
@@ -120,31 +117,35 @@ def points(found: Mapping[str, Any]) -> tuple[Ways, set[str]]:
     return ways, {name for name in ways if name == ORIGINAL or name.endswith(ANY)}
 
 
-def told(ways: Ways, other: AbstractSet[str] = frozenset()) -> str:
+def told(ways: Ways, other: Set[str] = frozenset()) -> str:
     """The figure in words, for those who do not see it."""
-    best = frontier({name: way for name, way in ways.items() if name not in other})
+    best = unbeaten({name: way for name, way in ways.items() if name not in other})
     rest = sorted(ways.keys() - {*best} - other)
     text = f"dots, nothing of like pictures is both smaller and faster: {', '.join(best)}"
     text += f"; crosses, the rest: {', '.join(rest) or 'none'}"
     return text + f"; open squares, out of the contest: {', '.join(sorted(other)) or 'none'}."
 
 
-def draw(ways: Ways, other: AbstractSet[str] = frozenset(), title: str = "") -> Any:
+def draw(ways: Ways, other: Set[str] = frozenset(), title: str = "") -> Any:
     """A matplotlib figure of bytes against time; a line joins the ways that nothing beats."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    best = frontier({name: way for name, way in ways.items() if name not in other})
-    figure = Figure(figsize=(5.6, 3.2), dpi=130, layout="constrained")
-    axes = figure.subplots()
+    best = unbeaten({name: way for name, way in ways.items() if name not in other})
+    axes = (figure := Figure((5.6, 3.2), 130, layout="constrained")).subplots()
     axes.spines[["top", "right"]].set_visible(False)
     for number, (name, (size, ms)) in enumerate(sorted(ways.items(), key=lambda w: w[1]), 1):
         mark, colour = ("o", "#0072B2") if name in best else ("x", "grey")
         mark, fill = ("s", "none") if name in other else (mark, "full")
         axes.plot(size / 1e3, ms, mark, color=colour, fillstyle=fill, label=f"{number} {name}")
-        axes.annotate(str(number), (size / 1e3, ms), xytext=(4, 3), textcoords="offset points",
-                      fontsize=8)  # fmt: skip
-    axes.plot(*np.array([ways[name] for name in best]).T / [[1e3], [1]], color="#0072B2", lw=0.8)
+        axes.annotate(f"  {number}", (size / 1e3, ms), fontsize=8)
+    line = np.array([ways[name] for name in best])
+    axes.plot(line[:, 0] / 1e3, line[:, 1], color="#0072B2", lw=0.8)
     axes.set(xscale="log", yscale="log", xlabel="kB a second of video", ylabel="CPU ms a clip")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.set_title(title or "Bytes against milliseconds")
     axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
