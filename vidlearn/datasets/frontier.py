@@ -37,7 +37,7 @@ WAYS = {recipe + "-fast" * fast: (recipe, bool(fast)) for recipe in RECIPES for 
 USUAL = ("gop250", "gop12", "gop12-fast", "intra", "layered", "layered-fast")
 FRAMES, STRIDE, SIZE, ON_GRID = 16, 4, 224, 4  # a training clip
 SPAN = (FRAMES - 1) * STRIDE + 1
-ORIGINAL, ANY = "original", ", any start"
+ORIGINAL, ANY = "original", " (any start)"
 COMPARED, TRIED = 8, 25  # every so many frames; so many videos are looked at for each wanted
 Ways = Mapping[str, tuple[float, float]]  # name -> bytes a second, CPU ms a clip
 
@@ -58,7 +58,9 @@ class _Excerpt:
 
     def of(self, way: str) -> tuple[FrameTable, int]:
         """The file of that way, and its row at which the excerpt begins."""
-        return (self.table, self.first) if way == ORIGINAL else (self.copies[way.split(",")[0]], 0)
+        return (
+            (self.table, self.first) if way == ORIGINAL else (self.copies[way.removesuffix(ANY)], 0)
+        )
 
 
 def measure(
@@ -289,7 +291,7 @@ def _weigh(chosen: list[_Excerpt], way: str) -> dict[str, Any]:
     """Bytes of the pictures a second of video; mean distance from the original, in dB."""
     parts = [(e.of(way), e.stop - e.first) for e in chosen]
     size = sum(int(table.bytes[first : first + n].sum()) for (table, first), n in parts)
-    quality = [e.psnr_db[way.split(",")[0]] for e in chosen] if way != ORIGINAL else None
+    quality = [e.psnr_db[way.removesuffix(ANY)] for e in chosen] if way != ORIGINAL else None
     return {
         "bytes_per_s": size / sum(e.length_s() for e in chosen),
         "psnr_db": float(np.mean(quality)) if quality else None,
