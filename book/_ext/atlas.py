@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
-from vidlearn.datasets import SPECS, DatasetSpec, upkeep
+from vidlearn.datasets import SPECS, Cell, DatasetSpec, upkeep
 from vidlearn.datasets import table as told
 
 RECORD = Path("_static/records/frontier.json")
@@ -22,7 +22,7 @@ CARDS = {"something_something_v2": "ssv2", "epic_kitchens_100": "epic100", "webv
 HEADS = {
     "costs": ("Dataset", "Hours", "Frame size", "As distributed", "To keep", "Clips an epoch",
               "To decode"),
-    "access": ("Dataset", "Licence", "How to get it", "Sources, and when they were read"),
+    "access": ("Dataset", "Licence", "How to get it", "Sources"),
     "errors": ("Dataset", "The lecture's table", "What is wrong"),
 }  # fmt: skip
 
@@ -31,7 +31,18 @@ def size(n_bytes: float) -> str:
     """Bytes in two digits: 1.4 TB, 92 GB, 0.5 GB."""
     unit, name = (1e12, "TB") if n_bytes >= 999.5e9 else (1e9, "GB")
     value = n_bytes / unit
-    return f"{value:.2g} {name}" if value < 99.5 else f"{value:,.0f} {name}"
+    return f"{value:.2g}\u00a0{name}" if value < 99.5 else f"{value:,.0f}\u00a0{name}"
+
+
+def cells_of(spec: DatasetSpec) -> tuple[Cell, ...]:
+    """Those with a source."""
+    return spec.average_s, spec.videos, spec.hours, spec.frame_size, spec.disk_bytes
+
+
+def sources(spec: DatasetSpec) -> str:
+    """Who says so, each once; a star where nobody opened it for this course."""
+    names = dict.fromkeys(cell.source + "*" * (not cell.checked) for cell in cells_of(spec))
+    return "; ".join(names)
 
 
 def costs(spec: DatasetSpec, way: dict[str, Any]) -> list[str]:
@@ -41,8 +52,10 @@ def costs(spec: DatasetSpec, way: dict[str, Any]) -> list[str]:
     if found is None:
         return [*cells, "-", "-", "-"]
     hours = found["decode_core_hours"]
-    decoded = f"{hours:.2g} h" if hours >= 0.095 else f"{60 * hours:.2g} min"
-    return [*cells, size(found["keep_bytes"]), f"{found['clips']:,.0f}", decoded]
+    unit, value = ("h", hours) if hours >= 0.095 else ("min", 60 * hours)
+    decoded = f"{value:.2g}" if value < 9.5 else f"{value:,.0f}"
+    clips = float(f"{found['clips']:.3g}")
+    return [*cells, size(found["keep_bytes"]), f"{clips:,.0f}", f"{decoded}\u00a0{unit}"]
 
 
 def rows(kind: str, record: dict[str, Any]) -> list[list[Any]]:
@@ -52,7 +65,7 @@ def rows(kind: str, record: dict[str, Any]) -> list[list[Any]]:
         if kind == "costs":
             cells = costs(spec, record["ways"][WAY])
         elif kind == "access":
-            cells = [words["licence"], words["how to get it"], words["source"]]
+            cells = [words["licence"], words["how to get it"], sources(spec)]
         elif not spec.on_slide:
             continue
         else:
@@ -73,6 +86,7 @@ class Atlas(SphinxDirective):
         self.env.note_dependency(str(path))
         record = json.loads(path.read_text("utf-8"))
         made: list[nodes.Node] = [table(HEADS[kind], rows(kind, record))]
+        made[0]["classes"].append("breaks")
         if kind == "costs":
             way, machine = record["ways"][WAY], record["machine"]
             text = (
@@ -82,6 +96,10 @@ class Atlas(SphinxDirective):
                 f"on {machine['cores']} cores of an {machine['cpu']} that others share, "
                 f"{record['date']}."
             )
+            made.append(nodes.paragraph("", text))
+        elif kind == "access":
+            dates = sorted({cell.checked for spec in SPECS for cell in cells_of(spec)} - {""})
+            text = f"Read on {', '.join(dates)}; with a star: cited by such a source, not opened."
             made.append(nodes.paragraph("", text))
         return made
 
