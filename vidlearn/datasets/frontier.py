@@ -144,8 +144,8 @@ def draw(ways: Ways, other: Set[str] = frozenset(), title: str = "") -> Any:
     line = np.array([ways[name] for name in best])
     axes.plot(line[:, 0] / 1e3, line[:, 1], color="#0072B2", lw=0.8)
     axes.set(xscale="log", yscale="log", xlabel="kB a second of video", ylabel="CPU ms a clip")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    for axis, at in zip((axes.xaxis, axes.yaxis), zip(*ways.values())):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if max(at) < 20 * min(at) else (1,)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     axes.set_title(title or "Bytes against milliseconds")
