@@ -9,7 +9,6 @@ files are timed once more without that grid. Chapter 6.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import platform
@@ -53,8 +52,7 @@ class _Excerpt:
     psnr_db: dict[str, float] = field(default_factory=dict)
 
     def length_s(self) -> float:
-        begin, last = self.table.pts_s[[self.first, self.stop - 1]].tolist()
-        return last - begin + 1 / self.table.fps
+        return np.diff(self.table.pts_s[[self.first, self.stop - 1]]).item() + 1 / self.table.fps
 
     def of(self, way: str) -> tuple[FrameTable, int]:
         """The file of that way, and its row at which the excerpt begins."""
@@ -96,7 +94,7 @@ def measure(
     return {
         "videos": len(chosen), "excerpt_s": sum(e.length_s() for e in chosen), "clips": clips,
         "rounds": rounds, "frames": FRAMES, "stride_frames": STRIDE, "short_side": short_side,
-        "crf": crf, "left_out": left_out, "date": datetime.date.today().isoformat(),
+        "crf": crf, "left_out": left_out, "date": time.strftime("%Y-%m-%d"),
         "machine": _machine(), "ways": found,
     }  # fmt: skip
 
@@ -141,8 +139,8 @@ def draw(ways: Ways, other: Set[str] = frozenset(), title: str = "") -> Any:
         mark, fill = ("s", "none") if name in other else (mark, "full")
         axes.plot(size / 1e3, ms, mark, color=colour, fillstyle=fill, label=f"{number} {name}")
         axes.annotate(f"  {number}", (size / 1e3, ms), fontsize=8)
-    line = np.array([ways[name] for name in best])
-    axes.plot(line[:, 0] / 1e3, line[:, 1], color="#0072B2", lw=0.8)
+    line = zip(*((ways[name][0] / 1e3, ways[name][1]) for name in best))
+    axes.plot(*line, color="#0072B2", lw=0.8)
     axes.set(xscale="log", yscale="log", xlabel="kB a second of video", ylabel="CPU ms a clip")
     for axis, at in zip((axes.xaxis, axes.yaxis), zip(*ways.values())):
         axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if max(at) < 20 * min(at) else (1,)))
@@ -289,8 +287,8 @@ def _write(excerpt: _Excerpt, way: str, plan: Plan, path: Path) -> None:
 
 def _weigh(chosen: list[_Excerpt], way: str) -> dict[str, Any]:
     """Bytes of the pictures a second of video; mean distance from the original, in dB."""
-    parts = [(e.of(way), e.stop - e.first) for e in chosen]
-    size = sum(int(table.bytes[first : first + n].sum()) for (table, first), n in parts)
+    parts = [(*e.of(way), e.stop - e.first) for e in chosen]
+    size = sum(int(table.bytes[first : first + n].sum()) for table, first, n in parts)
     quality = [e.psnr_db[way.removesuffix(ANY)] for e in chosen] if way != ORIGINAL else None
     return {
         "bytes_per_s": size / sum(e.length_s() for e in chosen),
