@@ -86,7 +86,6 @@ class Atlas(SphinxDirective):
         self.env.note_dependency(str(path))
         record = json.loads(path.read_text("utf-8"))
         made: list[nodes.Node] = [table(HEADS[kind], rows(kind, record))]
-        made[0]["classes"].append("breaks")
         if kind == "costs":
             way, machine = record["ways"][WAY], record["machine"]
             text = (
@@ -98,6 +97,7 @@ class Atlas(SphinxDirective):
             )
             made.append(nodes.paragraph("", text))
         elif kind == "access":
+            made[0]["classes"].append("breaks")
             dates = sorted({cell.checked for spec in SPECS for cell in cells_of(spec)} - {""})
             text = f"Read on {', '.join(dates)}; with a star: cited by such a source, not opened."
             made.append(nodes.paragraph("", text))
