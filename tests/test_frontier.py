@@ -113,6 +113,8 @@ def test_the_figure_joins_the_best() -> None:
     assert ([*line.get_xdata()], [*line.get_ydata()]) == ([1.0, 2.0], [9.0, 5.0])
     marks = {line.get_label().split(" ", 1)[-1]: line.get_marker() for line in axes.lines}
     assert {name: marks[name] for name in ways} == {"a": "o", "b": "o", "c": "x", "other": "s"}
+    places = {x.get_label()[2:]: (x.get_xdata()[0] * 1e3, x.get_ydata()[0]) for x in axes.lines}
+    assert {name: places[name] for name in ways} == ways
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(name.split(" ", 1)[1] for name in names) == sorted(ways)
 
@@ -135,7 +137,10 @@ def test_a_video_without_sure_seeking_is_taken_from_its_beginning(tmp_path: Path
     assert shown == [videos.read_index(image) for image in iter_frames(path)][:75]
 
 
-def test_a_video_that_breaks_later_is_left_out(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [3, 9])  # from the middle, and from the beginning
+def test_a_video_that_breaks_later_is_left_out(
+    folder: Path, tmp_path: Path, seconds: float
+) -> None:
     root = tmp_path / "in"
     root.mkdir()
     (root / "good.mp4").write_bytes((folder / "0.mp4").read_bytes())
@@ -144,9 +149,8 @@ def test_a_video_that_breaks_later_is_left_out(folder: Path, tmp_path: Path) -> 
     middle = len(data) // 2
     data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
     videos.put(bad, bytes(data))
-    found = measure(
-        open_data(root), tmp_path, ways=("gop12",), clips=2, rounds=1, short_side=32, seconds=9
-    )
+    few: dict[str, Any] = {"clips": 2, "rounds": 1, "short_side": 32, "seconds": seconds}
+    found = measure(open_data(root), tmp_path, ways=("gop12",), **few)
     assert [Path(path).name for path in found["left_out"]] == ["bad.mp4"] and found["videos"] == 1
 
 
