@@ -14,6 +14,7 @@ from test_cli import inside
 
 from vidlearn.datasets import frontier, open_data
 from vidlearn.datasets.frontier import draw, lines, measure, points, told
+from vidlearn.datasets.index import PacketTable, scan
 from vidlearn.datasets.synth import draw as film
 from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -145,13 +146,14 @@ def test_a_video_that_breaks_later_is_left_out(
     root.mkdir()
     (root / "good.mp4").write_bytes((folder / "0.mp4").read_bytes())
     bad = videos.write(root / "bad.mp4", 150)
-    data = bytearray(bad.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
+    table, data = scan(str(bad)), bytearray(bad.read_bytes())
+    assert isinstance(table, PacketTable)
+    stop, n = int(table.place[60] + table.bytes[60]), int(table.bytes[60]) // 2
+    data[stop - n : stop] = np.random.default_rng(1).bytes(n)
     videos.put(bad, bytes(data))
     few: dict[str, Any] = {"clips": 2, "rounds": 1, "short_side": 32, "seconds": seconds}
     found = measure(open_data(root), tmp_path, ways=("gop12",), **few)
-    assert [Path(path).name for path in found["left_out"]] == ["bad.mp4"] and found["videos"] == 1
+    assert found["left_out"] == {str(bad): "frame 60 is damaged"} and found["videos"] == 1
 
 
 def test_the_command_writes_numbers_and_figure(

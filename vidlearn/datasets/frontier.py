@@ -205,9 +205,8 @@ def _choose(data: Manifest, videos: int, seconds: float) -> tuple[list[_Excerpt]
 
 
 def _none_left(left_out: Mapping[str, str]) -> VidlearnError:
-    path, cause = next(iter(left_out.items()))
-    text = f"{path}: {cause}; of {len(left_out)} videos that were tried none can be used"
-    return VidlearnError(f"{text}. Give videos of {SPAN} frames or more")
+    text = "{}: {}; of {} videos that were tried none can be used. Give videos of {} frames or more"
+    return VidlearnError(text.format(*next(iter(left_out.items())), len(left_out), SPAN))
 
 
 def _copied(
@@ -251,7 +250,8 @@ def _frames(excerpt: _Excerpt) -> Iterator[np.ndarray]:
         container.seek(int(table.ticks[first]), stream=stream)
         for frame in container.decode(stream):
             if frame.is_corrupt:
-                raise VideoError(table.path, f"the frame at tick {frame.pts} is damaged", AGAIN)
+                row = int(np.searchsorted(table.ticks, frame.pts))
+                raise VideoError(table.path, f"frame {row} is damaged", AGAIN)
             if frame.pts in wanted:
                 wanted.remove(frame.pts)
                 yield upright(frame)
