@@ -21,6 +21,7 @@ from vidlearn.datasets import (
     plan,
     read_manifest,
     table,
+    upkeep,
     write_manifest,
 )
 from vidlearn.errors import ConfigError, VidlearnError
@@ -235,14 +236,27 @@ def test_what_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
         write_manifest(tmp_path / "m.csv", [Row(str(tmp_path / broken))])
 
 
-def test_the_table_names_all_rows_of_the_lecture_and_three_more() -> None:
-    assert sum(spec.on_slide for spec in SPECS) == 10 and len(SPECS) == 13
-    assert len({spec.key for spec in SPECS}) == 13 and COLUMN_NOTES
+def test_the_table_names_all_rows_of_the_lecture_and_five_more() -> None:
+    assert sum(spec.on_slide for spec in SPECS) == 10 and len(SPECS) == 15
+    assert len({spec.key for spec in SPECS}) == 15 and COLUMN_NOTES
     rows = table()
     assert [row["name"] for row in rows] == [spec.name for spec in SPECS]
     wanted = {"name", "videos", "hours", "frame size", "size on disk", "what the slide said"}
-    assert wanted | {"correction", "source"} <= rows[0].keys()
+    assert wanted | {"correction", "source", "licence", "how to get it"} <= rows[0].keys()
     assert all(value for row in rows for value in row.values())
+
+
+def test_what_a_public_set_takes_as_copies() -> None:
+    """Kept is hours times bytes; decoded is a clip of each video, or of each ten seconds."""
+    found = {spec.key: upkeep(spec, 30_000.0, 12.0) for spec in SPECS}
+    assert [key for key, numbers in found.items() if numbers is None] == ["r2v2"]
+    ssv2, ego4d, waymo = (found[key] for key in ("something_something_v2", "ego4d", "waymo_open"))
+    assert ssv2 and ego4d and waymo
+    assert ssv2["clips"] == 220_847 and ego4d["clips"] == pytest.approx(3670 * 360)
+    assert ego4d["keep_bytes"] == pytest.approx(3670 * 3600 * 30_000)
+    assert ssv2["decode_core_hours"] == pytest.approx(220_847 * 0.012 / 3600)
+    assert waymo["keep_bytes"] == pytest.approx(5 * 6.325 * 3600 * 30_000)  # all five cameras
+    assert waymo["clips"] == pytest.approx(5 * 6.325 * 360)
 
 
 def test_every_cell_has_a_source_and_a_date_or_says_that_it_was_not_read() -> None:

@@ -2,9 +2,10 @@
 
 It is the opponent of `bench_loader.py`, written from facts that reading and running the released
 code gave. As published, and we do otherwise: (1) the file is opened anew for each clip, by decord
-with as many threads as it likes; (2) whole frames become float32, and the crop comes after;
-(3) normalised float32 goes from the worker to the trainer. Which frames and which crop is handed
-in, so that both sides load the same clips; the random numbers of both cost next to nothing.
+with num_threads=-1, which in its version 0.6 is one thread; (2) whole frames become float32, and
+the crop comes after; (3) normalised float32 goes from the worker to the trainer. Which frames and
+which crop is handed in, so that both sides load the same clips; the random numbers of both cost
+next to nothing.
 """
 
 from typing import Any

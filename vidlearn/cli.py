@@ -152,6 +152,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "data transcode": ("datasets.commands:transcode", "DATA OUT", "write videos for training"),
     "data shard": ("datasets.commands:shard", "DATA OUT", "put the videos into tars for clusters"),
     "data lanes": ("datasets.commands:lanes", "DATA", "tell which tars a node reads"),
+    "data frontier": ("datasets.commands:frontier", "DATA", "weigh bytes against time, draw it"),
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
     "speedrun": (partial(bench, what="run"), "RECIPE", "train it, count CPU seconds, probe it"),

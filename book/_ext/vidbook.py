@@ -113,7 +113,10 @@ class ThisRun(SphinxDirective):
 
 
 def table(head: tuple[str, ...] | list[str], rows: list) -> nodes.table:
-    """A plain docutils table; a cell in backticks is a literal, whose dashes stay two."""
+    """A plain docutils table; a cell in backticks is a literal, whose dashes stay two.
+
+    A cell may be a node, such as a link.
+    """
     made = nodes.table(classes=["colwidths-auto"])
     group = nodes.tgroup(cols=len(head))
     made += group
@@ -125,6 +128,10 @@ def table(head: tuple[str, ...] | list[str], rows: list) -> nodes.table:
             part += row
             for cell in line:
                 text, entry = str(cell), nodes.entry()
+                if isinstance(cell, nodes.Node):
+                    entry += nodes.paragraph("", "", cell)
+                    row += entry
+                    continue
                 code = len(text) > 2 and text[0] == text[-1] == "`"
                 inner = [nodes.literal("", text.strip("`"))] if code else [nodes.Text(text)]
                 entry += nodes.paragraph("", "", *inner)

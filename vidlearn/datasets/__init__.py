@@ -4,7 +4,7 @@ Input: a folder, a manifest or a published list. Output: a Manifest of rows. Tra
 modules. Taught in the chapter "Video datasets and what they cost".
 """
 
-from vidlearn.datasets.cost import parts_ms, pictures_to_decode, plan
+from vidlearn.datasets.cost import parts_ms, pictures_to_decode, plan, upkeep
 from vidlearn.datasets.files import read_manifest, write_manifest
 from vidlearn.datasets.folder import folder_manifest, open_data
 from vidlearn.datasets.manifest import Manifest, Row
@@ -28,5 +28,6 @@ __all__ = [
     "read_manifest",
     "shuffled",
     "table",
+    "upkeep",
     "write_manifest",
 ]

@@ -229,6 +229,36 @@ def lanes(data: Positional[Path], batch: int, nodes: int = 1, node: int | None =
           f"; {shared} of them are read by two")  # fmt: skip
 
 
+def frontier(
+    data: Positional[Path], out: Path = Path("frontier"),
+    recipes: tuple[str, ...] = (), videos: int = 4, clips: int = 24, seconds: float = 20.0,
+    short_side: int = 256, crf: float = 23.0,
+) -> None:  # fmt: skip
+    """Measure bytes against CPU time of your videos in each way that transcode knows.
+
+    Args:
+        data: folder of videos or manifest.
+        out: folder for frontier.json and frontier.svg; the copies are deleted.
+        recipes: of gop250, gop12, intra, layered, each also as gop250-fast ...; none: the usual.
+        videos: how many are taken, by chance.
+        clips: how many clips of 16 frames, stride 4, are timed in each way.
+        seconds: of each video, from its middle.
+        short_side: lines of the smaller side; smaller videos keep their size.
+        crf: how coarse, from 0 to 51.
+    """
+    from vidlearn.datasets import frontier as ways
+
+    with _progress() as advance:
+        found = ways.measure(
+            open_data(data), out, ways=recipes or ways.USUAL, videos=videos, clips=clips,
+            seconds=seconds, short_side=short_side, crf=crf, progress=advance,
+        )  # fmt: skip
+    print(*(f"left out: {path}: {cause}" for path, cause in found["left_out"].items()), sep="\n",
+          end="\n" * bool(found["left_out"]))  # fmt: skip
+    print(*ways.lines(found), sep="\n")
+    print(*ways.save(found, out), sep="\n")
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; what is given moves it to so many of all."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidlearn.datasets.manifest import Manifest, file_of
+from vidlearn.datasets.specs import DatasetSpec
 from vidlearn.datasets.tars import parts, size_bytes
 from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable
@@ -21,6 +22,8 @@ from vidlearn.storage import FrameTable
 if TYPE_CHECKING:
     from vidlearn.sample import ClipSpec
     from vidlearn.transform import ClipTransform
+
+ROW_S = 10.0  # longer videos are cut into rows of so many seconds
 
 
 def plan(
@@ -37,6 +40,23 @@ def plan(
         "stored_bytes": pixels * bits_per_pixel / 8,
         "decode_core_hours": pixels * (4.3 + 8.1 * bits_per_pixel) / 3.6e12,
     }
+
+
+def upkeep(spec: DatasetSpec, bytes_per_s: float, cpu_ms: float) -> dict[str, float] | None:
+    """What a public data set takes as copies: bytes to keep, clips and core hours an epoch.
+
+    `bytes_per_s` of video and `cpu_ms` of a clip are those of a way to keep videos, as
+    `frontier.measure` finds them. An epoch is a clip of each row: a video, or ten seconds of a
+    longer one. All cameras count. None where there are no hours, as of stills.
+    """
+    if spec.hours.number is None or spec.videos.number is None:
+        return None
+    seconds = 3600 * spec.hours.number * spec.cameras
+    clips = max(spec.videos.number * spec.cameras, seconds / ROW_S)
+    return {
+        "keep_bytes": seconds * bytes_per_s, "clips": clips,
+        "decode_core_hours": clips * cpu_ms / 3.6e6,
+    }  # fmt: skip
 
 
 def pictures_to_decode(table: FrameTable, indices: Iterable[int], *, skip: bool = False) -> int:

@@ -50,7 +50,8 @@ class Cell:
 class DatasetSpec:
     """A dataset: its average length, videos, hours, frame size and size on disk as Cells.
 
-    note holds what no single column can: terms, what else the slide said, a trap for readers.
+    get is how it is had; note holds what no single column can: terms, what else the slide said, a
+    trap for readers. The hours are those of one of so many `cameras`.
     """
 
     key: str
@@ -62,7 +63,9 @@ class DatasetSpec:
     frame_size: Cell
     disk_bytes: Cell
     licence: str
+    get: str
     note: str = ""
+    cameras: int = 1
 
 
 SPECS: tuple[DatasetSpec, ...] = (
@@ -80,6 +83,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         disk_bytes=Cell("443 GB; the copy of height 256: 132 GB", 443e9, "", "",
             "a user's measure, cvdfoundation/kinetics-dataset#15; video-nonlocal-net DATASET.md"),
         licence="lists CC BY 4.0, videos under the terms of each uploader",
+        get="clone cvdfoundation/kinetics-dataset, run its k400_downloader.sh; no form",
         note="Balanced, says the slide: only a floor of 400 clips a class holds; training has "
         "about 250 to 1,000. Copies differ in which videos are missing: always report how many.",
     ),
@@ -94,6 +98,7 @@ SPECS: tuple[DatasetSpec, ...] = (
             "not the size of the previews that were given out", "m-bain/webvid README"),
         disk_bytes=Cell("5 TB", 5e12, "", "", "the author, m-bain/webvid#7"),
         licence="withdrawn by its authors on 23 February 2024",
+        get="no longer",
         note="Do not plan on it. Captions hold commas and line breaks.",
     ),
     DatasetSpec(
@@ -109,6 +114,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         frame_size=Cell("mixed, as uploaded", None, "", "", "antoine77340/howto100m"),
         disk_bytes=Cell("not published; about 30 TB at 0.5 Mbit/s", 30e12, "", "", "estimate"),
         licence="by form from its authors; videos under the terms of each uploader",
+        get="by a form at di.ens.fr/willow/research/howto100m",
         note="The text is recognised speech: it overlaps, and is out of step with the picture.",
     ),
     DatasetSpec(
@@ -124,6 +130,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         disk_bytes=Cell("about 1.4 TB", 1.38e12, "", "",
             "750 GB of 2018, epic-kitchens-55-annotations#3, scaled by hours"),
         licence="CC BY-NC 4.0",
+        get="epic_downloader.py of epic-kitchens/epic-kitchens-download-scripts",
         note="Frame numbers count extracted frames at 60 or 50 frames/s, from 1: use the times.",
     ),
     DatasetSpec(
@@ -141,6 +148,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         disk_bytes=Cell("7.1 TB; the loader's README says 5 TB", 7.1e12, "", "",
             "showlab/videollm-online#14; facebookresearch/Ego4d ego4d/cli"),
         licence="Ego4D licence, signed online; keys last 14 days",
+        get="sign online, wait about two days, then pip install ego4d",
         note="Splits belong to the benchmarks: there is no one split of all videos.",
     ),
     DatasetSpec(
@@ -154,6 +162,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         frame_size=Cell("1920x1080 at 12 frames/s", None, "1920x1080", "", "fpv-iplab/MECCANO"),
         disk_bytes=Cell("not published; about 16 GB at 5 Mbit/s", 15.6e9, "", "", "estimate"),
         licence="research, not commercial",
+        get="iplab.dmi.unict.it/MECCANO",
         note="Segments are named by the files of their first and last frame, such as 00152.jpg.",
     ),
     DatasetSpec(
@@ -170,6 +179,7 @@ SPECS: tuple[DatasetSpec, ...] = (
             "assembly-101/assembly101-annotations"),
         disk_bytes=Cell("3.1 TB", 3.1e12, "", "", "the authors, assembly101-download-scripts#4"),
         licence="CC BY-NC 4.0",
+        get="cvml-nus/assembly101 on Hugging Face, assembly101-download-scripts",
         note="Egocentric, says the slide: 4 of 12 cameras are. Videos have 60 frames/s, "
         "annotations count at 30.",
     ),
@@ -185,6 +195,7 @@ SPECS: tuple[DatasetSpec, ...] = (
             _VINCE),
         disk_bytes=Cell("110 GB, validation 8.8 GB", 110e9, "", "", _VINCE),
         licence="none stated; pictures from YouTube, no longer hosted",
+        get="no longer hosted; a script of danielgordon10/vince collects it anew",
         note="Annotated by class, says the slide: no labels were published, only search words.",
     ),
     DatasetSpec(
@@ -197,6 +208,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         frame_size=Cell("not published", None, "", "", _VITO, NOT_READ),
         disk_bytes=Cell("not published", None, "", "", _VITO, NOT_READ),
         licence="never released",
+        get="not at all",
         note="Annotated by class, says the slide: the class is the query that found the video. "
         "Other sets have the same name.",
     ),
@@ -213,6 +225,7 @@ SPECS: tuple[DatasetSpec, ...] = (
             "shawshankvkt/Walking_Tours on Hugging Face"),
         disk_bytes=Cell("not published; about 184 GB at 25 Mbit/s", 184e9, "", "", "estimate"),
         licence="the list CC BY 4.0; the videos belong to those who filmed them",
+        get="list and scripts: shawshankvkt/Walking_Tours on Hugging Face",
         note="Urban, says the slide: one of the ten is a wildlife safari. The copy of Venice on "
         "figshare is blank after half of its 3 h 40 min (DoRA_ICLR24#4).",
     ),
@@ -228,6 +241,7 @@ SPECS: tuple[DatasetSpec, ...] = (
             "open-mmlab/mmaction2"),
         disk_bytes=Cell("about 19.4 GB", 19.4e9, "", "", "the download page", NOT_READ),
         licence="research licence of Qualcomm, no copies to others",
+        get="an account and a form at qualcomm.com/developer",
         note="Never flip left and right: labels tell the direction.",
     ),
     DatasetSpec(
@@ -240,6 +254,7 @@ SPECS: tuple[DatasetSpec, ...] = (
         frame_size=Cell("1280x720 at 30 frames/s", None, "", "", _BDD),
         disk_bytes=Cell("1.8 TB", 1.8e12, "", "", "bdd100k/bdd100k doc/source/download.rst"),
         licence="education, research and not-for-profit; the notice of copyright stays",
+        get="an account at dl.cv.ethz.ch/bdd100k/data",
         note="Filmed with phones: heed the rotation flag. Boxes belong to the frame at 10 s only.",
     ),
     DatasetSpec(
@@ -256,7 +271,35 @@ SPECS: tuple[DatasetSpec, ...] = (
         disk_bytes=Cell("387 GB of pictures; 683 GB with lidar", 386.735e9, "", "",
             "waymo-research/waymo-open-dataset#688"),
         licence="Waymo Dataset License, not commercial",
+        get="sign in at waymo.com/open, then gsutil",
         note="No video files: each picture is a JPEG in a table.",
+        cameras=5,
+    ),
+    DatasetSpec(
+        key="ucf101",
+        name="UCF101",
+        on_slide=False,
+        average_s=Cell("7.2 s", 7.21, "", "", "as commonly given", NOT_READ),
+        videos=Cell("13,320", 13_320, "", "", "open-mmlab/mmaction2"),
+        hours=Cell("27 h", 27.0, "", "", "as commonly given", NOT_READ),
+        frame_size=Cell("320x240, 25 frames/s, some 29.97", None, "", "", "1,040 clips, opened"),
+        disk_bytes=Cell("6.9 GB", 6.93e9, "", "", "crcv.ucf.edu/data/UCF101", NOT_READ),
+        licence="no text; footage from YouTube, for research",
+        get="crcv.ucf.edu/data/UCF101.php",
+        note="Clips of one group are cut from one scene: never split them at random.",
+    ),
+    DatasetSpec(
+        key="hmdb51",
+        name="HMDB51",
+        on_slide=False,
+        average_s=Cell("about 3 s", 3.12, "", "", "632,635 frames at 30 a second / 6,766"),
+        videos=Cell("6,766", 6_766, "", "", "facebookresearch/pytorchvideo, torchvision"),
+        hours=Cell("about 5.9 h", 5.86, "", "", "632,635 frames at 30 a second", NOT_READ),
+        frame_size=Cell("height 240, width varies, 30 frames/s", None, "", "", "torchvision"),
+        disk_bytes=Cell("2 GB", 2e9, "", "", "as commonly given", NOT_READ),
+        licence="CC BY 4.0, as its authors say; the films belong to others",
+        get="serre-lab.clps.brown.edu/resource, a large human motion database",
+        note="Some files hold text that is not UTF-8, at which readers fail.",
     ),
 )  # fmt: skip
 
@@ -291,6 +334,7 @@ def table() -> list[dict[str, str]]:
                 "what the slide said": "; ".join(said) if spec.on_slide else "not on the slide",
                 "correction": "; ".join(wrong) or "none",
                 "licence": spec.licence,
+                "how to get it": spec.get,
                 "note": spec.note,
                 "source": "; ".join(sorted(sources)),
             }

@@ -84,6 +84,14 @@ class Plan:
         return json.dumps({**vars(self), "version": VERSION})
 
 
+def settings_of(plan: Plan, table: FrameTable) -> dict[str, Any]:
+    """What `encode` is told to write a video as planned; no video is made larger."""
+    how = dict(RECIPES[plan.recipe])
+    options = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
+    short_side = 2 * (min(plan.short_side, table.height, table.width) // 2)
+    return {**how, "options": options, "short_side": short_side, "crf": plan.crf}
+
+
 def transcode_all(
     data: Manifest, out: Path, plan: Plan, *, jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -209,14 +217,13 @@ def rewrite(source: str, target: Path, plan: Plan) -> str:
     opened = source
     try:
         opened = address(source)  # which may lie in a tar
-        table, how = frame_table(opened), dict(RECIPES[plan.recipe])
+        table = frame_table(opened)
+        how = settings_of(plan, table)
         with open_video(opened) as (_, stream):
             unit = Fraction(stream.time_base)
         # Finer units than this overflow the fields of an mp4.
         how["unit"] = unit if len(table.ticks) and unit.denominator <= 10**6 else TICK
-        how["options"] = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
-        how["short_side"] = 2 * (min(plan.short_side, table.height, table.width) // 2)
-        encode(part, iter_frames(opened), table.fps, times_s=table.pts_s, crf=plan.crf, **how)
+        encode(part, iter_frames(opened), table.fps, times_s=table.pts_s, **how)
         verify(opened, part, plan.grid)
         os.replace(part, target)
     except VideoError as error:
@@ -260,15 +267,15 @@ def _psnr_db(source: str, target: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise VideoError(source, f"its copy ends or is damaged at frame {len(rows)}")
             now = scaled(image, frame.width, frame.height).to_ndarray()
             copied = frame.to_ndarray()
-            rows.append([_db(now, copied), _db(old, copied), np.nan])
+            rows.append([psnr_db(now, copied), psnr_db(old, copied), np.nan])
             if new is not None:
-                rows[-2][2] = _db(now, new)
+                rows[-2][2] = psnr_db(now, new)
             old, new = now, copied
             times_s.append(frame.pts * float(stream.time_base))
     return np.array(rows).T, np.array(times_s) - times_s[0]
 
 
-def _db(one: np.ndarray | None, other: np.ndarray) -> float:
+def psnr_db(one: np.ndarray | None, other: np.ndarray) -> float:
     """PSNR of two pictures; below a hundredth of a grey level's square all are alike."""
     if one is None:
         return np.nan
