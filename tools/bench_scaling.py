@@ -1,0 +1,252 @@
+"""What `vidlearn plan` says of 1 and 2 processes, against what they do: prints JSON, writes a record.
+
+    .venv/bin/python tools/bench_scaling.py [--cases laptop ...] [--rounds 9] [--out FILE]
+
+Two processes on two cores, one thread each. In every round, in turn: both train alone at once, with
+half and with twice the clips that they will have; they exchange two tensors of other sizes than the
+gradients'; these are the parts, and the model predicts from them. Then they train together, and one
+trains alone with all clips: that is the measurement. Whatever else the machine does is in both, and
+the two are compared within a round. The loader cases are one process with one worker.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed as td
+from torch.nn.parallel import DistributedDataParallel
+
+from vidlearn import dist, measure, scaling, step, train
+from vidlearn.batch import Batch
+from vidlearn.datasets import Manifest, open_data, synth
+from vidlearn.recipes import Config, recipe
+
+RECORD = Path("book/_static/records/scaling.json")
+SMALL = {"size": 32, "width": 384, "depth": 4, "heads": 6, "pred_width": 96}
+# Choices beside those of the recipe `laptop`, and what a bucket of gradients may hold, MiB.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "laptop": ({"batch": 8}, 25),
+    "laptop, 16 clips": ({"batch": 16}, 25),
+    "width 192": ({"batch": 8, "size": 32, "width": 192, "heads": 6, "pred_width": 96}, 25),
+    "width 384, few tokens": ({"batch": 8, **SMALL}, 25),
+    "the same, buckets of 1 MiB": ({"batch": 8, **SMALL}, 1),
+    "the same, half the bytes": ({"batch": 8, **SMALL, "bf16_grads": True}, 25),
+}
+LOADED: dict[str, dict[str, Any]] = {
+    "loader, laptop": {"batch": 8},
+    "loader, narrow": {"batch": 8, "width": 24, "depth": 2, "pred_width": 24, "pred_depth": 1},
+}
+TURNS = 12  # of each part in a round, one after the other
+KIB = (256, 8192)  # tensors that are exchanged to find bandwidth and latency
+
+
+class Buckets(DistributedDataParallel):
+    """DDP whose buckets hold other than 25 MiB."""
+
+    cap_mb = 25
+    __signature__ = inspect.signature(DistributedDataParallel)  # which step.build asks for
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, bucket_cap_mb=self.cap_mb, **how)
+
+
+def clips(config: Config, n: int, rank: int) -> Batch:
+    """n clips of noise."""
+    shape = (n, 3, config.frames, config.size, config.size)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    return Batch(pixels, torch.full((n,), -1), torch.arange(n) + n * rank, torch.ones(n) > 0, [])
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """What a call takes, begun by all ranks at once."""
+    if td.is_initialized():
+        td.barrier()
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def quiet(found: np.ndarray) -> float:
+    """The lower quartile: what it takes when others leave the cores alone."""
+    return float(np.quantile(found, 0.25))
+
+
+class Pair:
+    """One of two processes, which trains alone and with the other."""
+
+    def __init__(self, name: str) -> None:
+        choices, Buckets.cap_mb = CASES[name]
+        self.config = replace(recipe("laptop"), workers=0, **choices)
+        torch.set_num_threads(self.config.threads)
+        me = self.me = dist.init_distributed()
+        step.DistributedDataParallel = Buckets  # type: ignore[misc]
+        self.both = step.build(self.config, me)
+        # Its regulariser would look for the other process.
+        self.alone = step.build(replace(self.config, var_cov=0), replace(me, rank=0, world=1))
+        self.share = self.config.batch // me.world
+        trained = [p.numel() for p in self.both.model.parameters() if p.requires_grad]
+        self.gradients = sum(trained)
+        self.halves = 2 if self.config.bf16_grads else 4
+        self.calls = -(-4 * self.gradients // (Buckets.cap_mb << 20))
+
+    def step(self, state: step.State, n: int) -> Callable[[], Any]:
+        """A training step of n clips, to be called."""
+        batch = clips(self.config, n, self.me.rank)
+        return lambda: float(step.train_step(state, batch)["loss_sum"])
+
+    def calls_of(self) -> dict[str, Callable[[], Any]]:
+        """What takes turns."""
+        kind, n = torch.bfloat16 if self.halves == 2 else torch.float32, self.config.batch
+        small, large = (torch.ones(kib * 1024 // self.halves, dtype=kind) for kib in KIB)
+        made = {f"alone {m}": self.step(self.alone, m) for m in (n // 4, n)}
+        made |= {"small": lambda: td.all_reduce(small), "large": lambda: td.all_reduce(large)}
+        made["both"] = self.step(self.both, n // 2)
+        main = self.me.is_main
+        one = {f"one {m}": self.step(self.alone, m) for m in (n // 2, n, 3 * n // 2)}
+        return made | {name: call if main else lambda: None for name, call in one.items()}
+
+    def round(self) -> dict[str, Any]:
+        """Parts, prediction and measurement, once."""
+        made, n = self.calls_of(), self.config.batch
+        mine = [[seconds(call) for call in made.values()] for _ in range(TURNS)]
+        every: list[Any] = [None] * self.me.world
+        td.all_gather_object(every, mine)
+        found = dict(zip(made, np.array(every).transpose(2, 0, 1)))  # ranks, turns
+        s = {name: quiet(x if "alone" in name else x[0]) for name, x in found.items()}
+        slope_s = (s[f"alone {n}"] - s[f"alone {n // 4}"]) / (n - n // 4)
+        fixed_s = max(0.0, s[f"alone {n}"] - n * slope_s)
+        gb_s = (KIB[1] - KIB[0]) * 1024 / (s["large"] - s["small"]) / 1e9
+        hop_us = max(0.0, (s["small"] - KIB[0] * 1024 / gb_s / 1e9) * 1e6 / 2)
+        low = [np.quantile(found[f"alone {m}"], 0.05) / s[f"alone {m}"] for m in (n // 4, n)]
+        jitter = float(1 - np.mean(low)) / 0.97  # 0.97 deviations lie between these quantiles
+        sent, bare = 2.0 * self.halves * self.gradients, scaling.bare_calls(self.config)
+        parts = scaling.Parts(1 / slope_s, fixed_s, sent, self.calls, bare, hide=0.0)
+        cluster = scaling.Cluster(node_gb_s=gb_s, hop_us=hop_us, jitter=jitter)
+        two = scaling.predict(parts, cluster, n, 2)
+        slope_s = (s[f"one {3 * n // 2}"] - s[f"one {n // 2}"]) / n
+        alone = scaling.Parts(1 / slope_s, s[f"one {n // 2}"] - n / 2 * slope_s, 0, 1, 0, 0)
+        return {
+            "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter, "fixed_ms": fixed_s * 1e3,
+            "predicted": two["clips_per_s"], "measured": n / s["both"],
+            "parts_ms": two["parts_ms"], "efficiency": two["efficiency"],
+            "one_predicted": scaling.predict(alone, scaling.Cluster(), n, 1)["clips_per_s"],
+            "one_measured": n / s[f"one {n}"],
+        }  # fmt: skip
+
+
+def loaded(config: Config, data: Manifest) -> dict[str, float]:
+    """One process and one worker: the parts alone, what the model says, and both at once."""
+    me = dist.init_distributed()
+    state, held = step.build(config, me), clips(config, config.batch, 0)
+    loader, found = train.load(config, data, me), []
+    for _ in range(4):
+        next(loader)
+    for _ in range(3):
+        found.append([
+            [seconds(lambda: float(step.train_step(state, held)["loss_sum"])) for _ in range(TURNS)],
+            [seconds(lambda: next(loader)) for _ in range(3 * TURNS)][2:],
+            [seconds(lambda: float(step.train_step(state, next(loader))["loss_sum"]))
+             for _ in range(2 * TURNS)][4:],
+        ])  # fmt: skip
+    step_s, load_s, both_s = (float(np.mean(sum(x, []))) for x in zip(*found))
+    parts = scaling.Parts(config.batch / step_s, 0, 0, 1, 0, 0)
+    cluster = scaling.Cluster(node_clips_per_s=config.batch / load_s)
+    told = scaling.predict(parts, cluster, config.batch, 1)
+    return {"predicted": told["clips_per_s"], "measured": config.batch / both_s, **told["parts_ms"]}
+
+
+def port() -> int:
+    """A free one."""
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+def launch(words: list[str], processes: int) -> dict[str, Any]:
+    """Run this program as so many ranks; what rank 0 printed."""
+    place = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port()}"}
+    run, ranks = [sys.executable, __file__, *words], []
+    for rank in range(processes):
+        here = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "VIDLEARN_DEVICE": "cpu"}
+        env = {**os.environ, **(here | place if processes > 1 else {}), "OMP_NUM_THREADS": "1"}
+        ranks.append(subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True))
+    said = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit(f"{' '.join(words)}: a rank failed; see above")
+    return json.loads(said[0].splitlines()[-1])
+
+
+def middle(rounds: list[dict[str, Any]], name: str = "") -> dict[str, Any]:
+    """Medians, and predicted over measured: middle, least, greatest."""
+    ratios = [r[f"{name}predicted"] / r[f"{name}measured"] for r in rounds]
+    told = {x: float(np.median([r[name + x] for r in rounds])) for x in ("predicted", "measured")}
+    spread = float(np.median(ratios)), min(ratios), max(ratios)
+    return {**{k: float(f"{v:.4g}") for k, v in told.items()}, "ratio": [round(x, 3) for x in spread]}
+
+
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One case, of 2 processes and of 1."""
+    told: dict[str, Any] = {"rounds": len(rounds), "two": middle(rounds)}
+    for name in ("gb_s", "hop_us", "jitter", "fixed_ms", "efficiency"):
+        told[name] = float(f"{np.median([r[name] for r in rounds]):.3g}")
+    told["parts_ms"] = {
+        part: float(f"{np.median([r['parts_ms'][part] for r in rounds]):.3g}")
+        for part in rounds[0]["parts_ms"]
+    }
+    return {**told, "one": middle(rounds, "one_")}
+
+
+def work(name: str, rounds: int, data: str) -> Iterator[dict[str, Any]]:
+    """One process's rounds of one case."""
+    if name in CASES:
+        pair = Pair(name)
+        yield from (pair.round() for _ in range(rounds + 1))
+        dist.shutdown(pair.me)
+        return
+    config = replace(recipe("laptop"), **LOADED[name])
+    torch.set_num_threads(config.threads)
+    yield from (loaded(config, open_data(data)) for _ in range(rounds + 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", nargs="+", default=[*CASES, *LOADED], choices=[*CASES, *LOADED])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RECORD)
+    parser.add_argument("--rank-of", default="", help="a case: be one of its processes")
+    parser.add_argument("--data", default="", help="videos for the loader cases")
+    args = parser.parse_args()
+    if args.rank_of:  # the first round pays for memory
+        print(json.dumps([*work(args.rank_of, args.rounds, args.data)][1:]))
+        return
+    found: dict[str, Any] = {"machine": measure.machine_card(), "kib": KIB, "turns": TURNS}
+    found |= {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "cases": {}, "loaded": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        data = synth.make(folder, train=96, val=0, test=0) if {*args.cases} & {*LOADED} else ""
+        for name in args.cases:
+            words = ["--rank-of", name, "--rounds", f"{args.rounds}", "--data", f"{data}"]
+            rounds = launch(words, 2 if name in CASES else 1)
+            if name in CASES:
+                found["cases"][name] = summary(rounds)
+            else:
+                means = {k: float(np.median([r[k] for r in rounds])) for k in ("compute", "loader")}
+                found["loaded"][name] = {"rounds": len(rounds), **middle(rounds), "parts_ms": means}
+            print(name, json.dumps({**found["cases"], **found["loaded"]}[name]), flush=True)
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
