@@ -1,12 +1,13 @@
-"""What `vidlearn plan` says of 1 and 2 processes, against what they do: prints JSON, writes a record.
+"""What `vidlearn plan` says of 1 and 2 processes, and what they do: JSON, and the record.
 
     .venv/bin/python tools/bench_scaling.py [--cases laptop ...] [--rounds 9] [--out FILE]
 
 Two processes on two cores, one thread each. In every round, in turn: both train alone at once, with
 half and with twice the clips that they will have; they exchange two tensors of other sizes than the
-gradients'; these are the parts, and the model predicts from them. Then they train together, and one
-trains alone with all clips: that is the measurement. Whatever else the machine does is in both, and
-the two are compared within a round. The loader cases are one process with one worker.
+gradients'; these are the parts, and the model predicts from them. Then they train together: that is
+the measurement. One alone is predicted from half and from three halves of its clips. All take turns,
+step by step, and the lower quartile of a round counts, so that what others do on the cores is in
+both. The loader cases are one process with one worker.
 """
 
 import argparse
@@ -125,14 +126,15 @@ class Pair:
         every: list[Any] = [None] * self.me.world
         td.all_gather_object(every, mine)
         found = dict(zip(made, np.array(every).transpose(2, 0, 1)))  # ranks, turns
-        s = {name: quiet(x if "alone" in name else x[0]) for name, x in found.items()}
+        s = {name: quiet(x.mean(0) if "alone" in name else x[0]) for name, x in found.items()}
         slope_s = (s[f"alone {n}"] - s[f"alone {n // 4}"]) / (n - n // 4)
         fixed_s = max(0.0, s[f"alone {n}"] - n * slope_s)
         gb_s = (KIB[1] - KIB[0]) * 1024 / (s["large"] - s["small"]) / 1e9
         hop_us = max(0.0, (s["small"] - KIB[0] * 1024 / gb_s / 1e9) * 1e6 / 2)
-        low = [np.quantile(found[f"alone {m}"], 0.05) / s[f"alone {m}"] for m in (n // 4, n)]
-        jitter = float(1 - np.mean(low)) / 0.97  # 0.97 deviations lie between these quantiles
-        sent, bare = 2.0 * self.halves * self.gradients, scaling.bare_calls(self.config)
+        # How far the slower of two that know nothing of each other is behind their mean.
+        late = [quiet(x.max(0)) / s[m] - 1 for m, x in found.items() if "alone" in m]
+        jitter = float(np.mean(late)) / scaling.slowest(2)
+        sent, bare = 2.0 * self.halves * self.gradients, 5 if self.config.var_cov else 1
         parts = scaling.Parts(1 / slope_s, fixed_s, sent, self.calls, bare, hide=0.0)
         cluster = scaling.Cluster(node_gb_s=gb_s, hop_us=hop_us, jitter=jitter)
         two = scaling.predict(parts, cluster, n, 2)
@@ -141,10 +143,15 @@ class Pair:
         return {
             "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter, "fixed_ms": fixed_s * 1e3,
             "predicted": two["clips_per_s"], "measured": n / s["both"],
-            "parts_ms": two["parts_ms"], "efficiency": two["efficiency"],
+            "parts_ms": parts_ms(two), "efficiency": two["efficiency"],
             "one_predicted": scaling.predict(alone, scaling.Cluster(), n, 1)["clips_per_s"],
             "one_measured": n / s[f"one {n}"],
         }  # fmt: skip
+
+
+def parts_ms(told: dict[str, Any]) -> dict[str, float]:
+    """The parts of a prediction that are not 0."""
+    return {k[:-3]: x for k, x in told.items() if k.endswith("_ms") and k != "step_ms" and x}
 
 
 def loaded(config: Config, data: Manifest) -> dict[str, float]:
@@ -152,20 +159,23 @@ def loaded(config: Config, data: Manifest) -> dict[str, float]:
     me = dist.init_distributed()
     state, held = step.build(config, me), clips(config, config.batch, 0)
     loader, found = train.load(config, data, me), []
-    for _ in range(4):
+
+    def work(batch: Batch) -> float:
+        return float(step.train_step(state, batch)["loss_sum"])
+
+    for _ in range(4):  # what was read ahead
         next(loader)
     for _ in range(3):
         found.append([
-            [seconds(lambda: float(step.train_step(state, held)["loss_sum"])) for _ in range(TURNS)],
+            [seconds(lambda: work(held)) for _ in range(TURNS)],
             [seconds(lambda: next(loader)) for _ in range(3 * TURNS)][2:],
-            [seconds(lambda: float(step.train_step(state, next(loader))["loss_sum"]))
-             for _ in range(2 * TURNS)][4:],
+            [seconds(lambda: work(next(loader))) for _ in range(2 * TURNS)][4:],
         ])  # fmt: skip
-    step_s, load_s, both_s = (float(np.mean(sum(x, []))) for x in zip(*found))
+    step_s, load_s, both_s = (float(np.mean(np.concatenate(x))) for x in zip(*found))
     parts = scaling.Parts(config.batch / step_s, 0, 0, 1, 0, 0)
     cluster = scaling.Cluster(node_clips_per_s=config.batch / load_s)
     told = scaling.predict(parts, cluster, config.batch, 1)
-    return {"predicted": told["clips_per_s"], "measured": config.batch / both_s, **told["parts_ms"]}
+    return {"predicted": told["clips_per_s"], "measured": config.batch / both_s, **parts_ms(told)}
 
 
 def port() -> int:
@@ -194,7 +204,8 @@ def middle(rounds: list[dict[str, Any]], name: str = "") -> dict[str, Any]:
     ratios = [r[f"{name}predicted"] / r[f"{name}measured"] for r in rounds]
     told = {x: float(np.median([r[name + x] for r in rounds])) for x in ("predicted", "measured")}
     spread = float(np.median(ratios)), min(ratios), max(ratios)
-    return {**{k: float(f"{v:.4g}") for k, v in told.items()}, "ratio": [round(x, 3) for x in spread]}
+    rounded = {k: float(f"{v:.4g}") for k, v in told.items()}
+    return {**rounded, "ratio": [round(x, 3) for x in spread]}
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:

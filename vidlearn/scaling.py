@@ -1,11 +1,10 @@
 """How a step's time grows with the GPUs that share it, what binds, and what would be next.
 
 Input: parts, measured or of data sheets. Output: seconds a step by part, throughput, efficiency.
-Traded: parts are means and add up, links are alike, and what travels behind the computing does not
-slow it. The page "Scaling" holds the model against measurements.
+Traded: parts are means that add up, links are alike, and what travels behind the computing does not
+slow it. The page "Scaling" has the formulas, and holds them against measurements.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 from statistics import NormalDist
@@ -14,17 +13,16 @@ from typing import Any, NamedTuple
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import Config
 
-# Of the data sheets, GB/s: NVLink (or PCIe) one way, the network of a node as it is sold with eight
-# GPUs (GH200: four; below: 100 Gb/s), memory. Collectives reach about REACHED of links.
+# Of the data sheets, GB/s: NVLink or PCIe, one way; the network of a node of eight (GH200: four;
+# below, 100 Gb/s are assumed); memory. Collectives reach about REACHED of links.
 LINKS = {
     "B200": (900, 400, 8000), "H200": (450, 400, 4800), "GH200": (450, 100, 4000),
     "H100": (450, 400, 3350), "A100": (300, 200, 2039), "L40S": (32, 12.5, 864),
     "L40": (32, 12.5, 864), "A10": (32, 12.5, 600), "4090": (32, 12.5, 1008),
     "L4": (32, 12.5, 300), "V100": (150, 50, 900), "T4": (16, 12.5, 320),
 }  # fmt: skip
-REACHED = 0.8
-BUCKET_BYTES = 25 * 2**20  # of DistributedDataParallel
-UPDATE_BYTES = 52  # a parameter: norm 4, AdamW reads 16 and writes 12, average 12, zeroing 4, scale 4
+REACHED, BUCKET_BYTES = 0.8, 25 * 2**20  # the latter of DistributedDataParallel
+UPDATE_BYTES = 52  # of memory a parameter: zeroing 4, clipping 12, AdamW 28, teacher 12, less 4
 
 
 @dataclass(frozen=True)
@@ -36,94 +34,115 @@ class Cluster:
     net_gb_s: float | None = None  # The same over several nodes.
     hop_us: float = 10.0  # Latency from one GPU to the next.
     hide: float | None = None  # Share of a clip's computing behind which gradients travel.
-    fixed_ms: float | None = None  # Time of a step that does not depend on clips: the update.
+    update_ms: float | None = None  # Time of a step that does not depend on clips: the optimiser.
     jitter: float = 0.02  # Standard deviation of one GPU's step, as a share of it.
     node_clips_per_s: float | None = None  # What the loaders of a node give together.
-    clip_mb: float | None = None  # MB to read for a clip.
+    clip_mb: float = 0.0  # MB that are read for a clip.
     node_storage_gb_s: float | None = None  # What one node can read.
     storage_gb_s: float | None = None  # What all nodes can read together.
     curve: bool = False  # Also tell of 1, 2, 4 up to 1,024 GPUs.
 
     def __post_init__(self) -> None:
+        may_be_0 = ("hop_us", "hide", "update_ms", "jitter", "clip_mb", "curve")
         for name, value in vars(self).items():
-            least_is_0 = name in ("hop_us", "hide", "fixed_ms", "jitter")
-            if value is not None and not (value > 0 or least_is_0 and value == 0 or name == "curve"):
+            if value is not None and (value < 0 or (not value and name not in may_be_0)):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: give more than 0")
-        if (self.node_storage_gb_s or self.storage_gb_s) and self.clip_mb is None:
-            raise ConfigError("--storage-gb-s needs --clip-mb: what is read for a clip")
+        if (self.node_storage_gb_s or self.storage_gb_s) and not self.clip_mb:
+            raise ConfigError("--storage-gb-s tells nothing without --clip-mb, what a clip reads")
 
 
 class Parts(NamedTuple):
     """What one GPU does in a step, and what it must exchange."""
 
     clips_per_s: float  # while it computes
-    fixed_s: float  # of a step, whatever the batch
-    sent_bytes: float  # by each rank when there are many: twice the gradients, or FSDP's share
-    calls: int  # collectives that they are sent by, one after the other
+    update_s: float  # of a step, whatever the batch
+    sent_bytes: float  # by each of many ranks: twice the gradients with DDP
+    calls: int  # collectives that they go by, one after the other
     bare: int  # small ones that a step waits for
-    hide: float  # share of a clip's computing behind which they may travel
+    hide: float  # share of a clip's computing behind which gradients may travel
 
 
 def slowest(n: int) -> float:
-    """Expected maximum of n draws, in standard deviations (Blom 1958); 0 for one."""
+    """Expected maximum of n normal draws, in standard deviations (Blom 1958); 0 for one."""
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
-def exchange_s(parts: Parts, n: int, gb_s: float, hop_us: float) -> float:
-    """All of a step's collectives on n ranks: a ring's bytes, a tree's latency (NCCL, gloo)."""
-    return (n - 1) / n * parts.sent_bytes / gb_s / 1e9 + hops_s(n, hop_us) * parts.calls
-
-
-def hops_s(n: int, hop_us: float) -> float:
-    """Latency of one collective, up and down a tree of n ranks."""
-    return 2 * ceil(log2(n)) * hop_us / 1e6
-
-
-def total_s(seconds: Mapping[str, float]) -> float:
+def total_s(seconds: dict[str, float]) -> float:
     """A step: what a GPU does in turn, unless loader or storage takes longer beside it."""
-    return max(
-        seconds["compute"] + seconds["network"] + seconds["stragglers"],
-        seconds["loader"], seconds["storage"],
-    )  # fmt: skip
+    beside = seconds["loader"], seconds["storage"]
+    return max(sum(seconds.values()) - sum(beside), *beside)
 
 
-def predict(
-    parts: Parts, cluster: Cluster, batch: int, gpus: int, accumulate: int = 1
-) -> dict[str, Any]:
-    """A step of `batch` clips on cluster.nodes x gpus: throughput, efficiency, parts, what binds.
+def predict(p: Parts, c: Cluster, batch: int, gpus: int, accumulate: int = 1) -> dict[str, Any]:
+    """A step of `batch` clips on c.nodes x gpus: throughput, efficiency, parts, what binds.
 
-    Efficiency is against one GPU that never waits. What binds is what would save most if it took
-    no time. `accumulate`: passes a step; only the last one's exchange hides. ConfigError: no share.
+    Efficiency is against one GPU that never waits; what binds is what would save most if it took no
+    time. `accumulate`: passes a step, of which the last hides. ConfigError: the batch has no share.
     """
-    n, c = cluster.nodes * gpus, cluster
-    if n < 1 or batch % (n * accumulate):
+    n = c.nodes * gpus
+    if gpus < 1 or batch % (n * accumulate):
         text = f"--nodes {c.nodes} --gpus {gpus}: a batch of {batch} needs one of its divisors"
-        raise ConfigError(text + (f", shared by --accumulate {accumulate}" * (accumulate > 1)))
-    links = [c.node_gb_s or inf] + [c.net_gb_s or inf] * (c.nodes > 1)
-    clips_s = batch / n / parts.clips_per_s
-    sent_s, compute_s = exchange_s(parts, n, min(links), c.hop_us), clips_s + parts.fixed_s
+        raise ConfigError(text + f", --accumulate {accumulate} times" * (accumulate > 1))
+    gb_s = min(c.node_gb_s or inf, c.net_gb_s or inf) if c.nodes > 1 else c.node_gb_s or inf
+    clips_s, hops_s = batch / n / p.clips_per_s, 2 * ceil(log2(n)) * c.hop_us / 1e6
+    sent_s = (n - 1) / n * p.sent_bytes / gb_s / 1e9 + p.calls * hops_s  # a ring's, a tree's
     # What is sent last has nothing to hide behind.
-    bare_s = max(sent_s / parts.calls, sent_s - parts.hide * clips_s / accumulate)
-    read_s = batch * (c.clip_mb or 0) / 1e3
+    seen_s = max(sent_s / p.calls, sent_s - p.hide * clips_s / accumulate)
+    read_gb_s = min(c.nodes * (c.node_storage_gb_s or inf), c.storage_gb_s or inf)
     seconds = {
-        "compute": compute_s, "network": parts.bare * hops_s(n, c.hop_us) + bare_s if n > 1 else 0.0,
-        "stragglers": c.jitter * compute_s * slowest(n),
+        "compute": clips_s, "update": p.update_s, "network": seen_s + p.bare * hops_s,
+        "stragglers": c.jitter * (clips_s + p.update_s) * slowest(n),
         "loader": batch / c.nodes / (c.node_clips_per_s or inf),
-        "storage": read_s / min(c.nodes * (c.node_storage_gb_s or inf), c.storage_gb_s or inf),
+        "storage": batch * c.clip_mb / 1e3 / read_gb_s,
     }  # fmt: skip
-    left, order = dict(seconds), []
+    left, order = dict(seconds), ["nothing"]
     while any(left.values()):
-        order.append(min(left, key=lambda part: total_s({**left, part: 0.0})))
-        left[order[-1]] = 0.0
-    step_s = total_s(seconds)
-    return {
-        "gpus": n, "step_ms": step_s * 1e3, "clips_per_s": batch / step_s,
-        "efficiency": (batch / parts.clips_per_s + parts.fixed_s) / n / step_s,
-        "parts_ms": {part: s * 1e3 for part, s in seconds.items()},
-        "binds": order[0], "next": order[1] if len(order) > 1 else None,
-    }  # fmt: skip
+        order.insert(-1, min(left, key=lambda part: total_s(left | {part: 0.0})))
+        left[order[-2]] = 0.0
+    step_s, one_s = total_s(seconds), batch / p.clips_per_s + p.update_s
+    told: dict[str, Any] = {"gpus": n, "step_ms": step_s * 1e3, "clips_per_s": batch / step_s}
+    told |= {"efficiency": one_s / n / step_s, "binds": order[0], "next": order[1]}
+    return told | {f"{part}_ms": s * 1e3 for part, s in seconds.items()}
 
 
-def bare_calls(config: Config) -> int:
-    """Small collectives that a step waits for: the votes, and the regulariser's moments and back."""
-    return 1 + (0 if not config.var_cov else 4 * (1 if config.mask_cycle else 2))
+def scale(config: Config, told: dict[str, Any], c: Cluster, gpus: int, measured: bool) -> dict:
+    """What `budget.plan` told of a run on c.nodes x gpus, with the waiting counted in; the curve.
+
+    `measured`: the clips a second are, and hold the update. ConfigError: the links are not known.
+    """
+    from vidlearn.budget import gpu_kind, step_cost  # torch, which help does not wait for
+
+    node, net, memory = LINKS.get(gpu_kind(told["gpu"]), (0, 0, inf))
+    inside, between = c.node_gb_s or REACHED * node or None, c.net_gb_s or REACHED * net or None
+    if not (inside and between) and (c.nodes * gpus > 1 or c.curve):
+        text = f"--gpu {told['gpu']!r}: its links are not known here. Give --node-gb-s and"
+        raise ConfigError(f"{text} --net-gb-s, as all_reduce_perf of nccl-tests has them")
+    cost, width = step_cost(config, min(told["clips_per_gpu"], 8)), 2 if config.bf16_grads else 4
+    rate, kinds, trained = told["clips_per_s_per_gpu"], int(cost["kinds"]), cost["parameters"]
+    accumulate, bare = getattr(config, "accumulate", 1), 1 + 4 * kinds * (config.var_cov > 0)
+    known_s = 0.0 if measured else UPDATE_BYTES * trained / memory / 1e9
+    update_s = known_s if c.update_ms is None else c.update_ms / 1e3
+    # DDP hides behind the backward pass of the last kind of masks.
+    hide = 2 / 3 * (cost["context"] + cost["predictor"]) / cost["tflop"] / kinds
+    p = Parts(rate, update_s, 2 * width * trained, ceil(4 * trained / BUCKET_BYTES), bare, hide)
+    if config.shard:  # blocks are gathered twice a pass while others compute; the teacher's once
+        passes, blocks = kinds * accumulate, config.depth + config.pred_depth + 1
+        sent, calls = passes * (8 + width) * trained, 3 * passes * blocks + config.depth
+        p = p._replace(sent_bytes=sent + 4 * cost["frozen"], calls=calls, hide=1.0)
+    p = p if c.hide is None else p._replace(hide=c.hide)
+    c = replace(c, node_gb_s=inside, net_gb_s=between)
+
+    def on(nodes: int, each: int) -> dict[str, Any]:
+        here = p._replace(update_s=update_s / (nodes * each if config.shard else 1))
+        row = predict(here, replace(c, nodes=nodes), config.batch, each, accumulate)
+        return {k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in row.items()}
+
+    told, pace = told | on(c.nodes, gpus), told["clips_per_s_per_gpu"] * c.nodes * gpus
+    pace = told["clips_per_s"] / pace  # of what the GPUs compute when nothing makes them wait
+    told |= {x: float(f"{told[x] / pace:.4g}") for x in ("gpu_hours", "days", "usd")}
+    told["mfu"] = told["mfu"] and float(f"{told['mfu'] * pace:.4g}")
+    if c.curve:
+        sizes = sorted({2**k for k in range(11) if 2**k < gpus} | {gpus * 2**k for k in range(11)})
+        sizes = [n for n in sizes if n <= 1024 and config.batch % (n * accumulate) == 0]
+        told["curve"] = [on(max(1, n // gpus), min(n, gpus)) for n in sizes]
+    return told
