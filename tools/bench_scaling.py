@@ -5,9 +5,9 @@
 Two processes on two cores, one thread each. In every round, in turn: both train alone at once, with
 half and with twice the clips that they will have; they exchange two tensors of other sizes than the
 gradients'; these are the parts, and the model predicts from them. Then they train together: that is
-the measurement. One alone is predicted from half and from three halves of its clips. All take turns,
-step by step, and the lower quartile of a round counts, so that what others do on the cores is in
-both. The loader cases are one process with one worker.
+the measurement. One alone is predicted from half and from three halves of its clips. All take turns
+step by step, and the lower quartile of a round counts: what others do on the cores is in both. The
+loader cases are one process with one worker.
 """
 
 import argparse

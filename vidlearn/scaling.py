@@ -63,7 +63,7 @@ class Parts(NamedTuple):
 
 
 def slowest(n: int) -> float:
-    """Expected maximum of n normal draws, in standard deviations (Blom 1958); 0 for one."""
+    """Expected maximum of n normal draws, in deviations: Blom's formula (Royston 1982)."""
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
@@ -81,8 +81,8 @@ def predict(p: Parts, c: Cluster, batch: int, gpus: int, accumulate: int = 1) ->
     """
     n = c.nodes * gpus
     if gpus < 1 or batch % (n * accumulate):
-        text = f"--nodes {c.nodes} --gpus {gpus}: a batch of {batch} needs one of its divisors"
-        raise ConfigError(text + f", --accumulate {accumulate} times" * (accumulate > 1))
+        text = f"{n} GPUs: a batch of {batch} needs one of its divisors"
+        raise ConfigError(text + f", in {accumulate} equal passes" * (accumulate > 1))
     gb_s = min(c.node_gb_s or inf, c.net_gb_s or inf) if c.nodes > 1 else c.node_gb_s or inf
     clips_s, hops_s = batch / n / p.clips_per_s, 2 * ceil(log2(n)) * c.hop_us / 1e6
     sent_s = (n - 1) / n * p.sent_bytes / gb_s / 1e9 + p.calls * hops_s  # a ring's, a tree's
@@ -114,7 +114,8 @@ def scale(config: Config, told: dict[str, Any], c: Cluster, gpus: int, measured:
 
     node, net, memory = LINKS.get(gpu_kind(told["gpu"]), (0, 0, inf))
     inside, between = c.node_gb_s or REACHED * node or None, c.net_gb_s or REACHED * net or None
-    if not (inside and between) and (c.nodes * gpus > 1 or c.curve):
+    many = c.nodes > 1 or c.curve
+    if (not between and many) or (not inside and (many or gpus > 1)):
         text = f"--gpu {told['gpu']!r}: its links are not known here. Give --node-gb-s and"
         raise ConfigError(f"{text} --net-gb-s, as all_reduce_perf of nccl-tests has them")
     cost, width = step_cost(config, min(told["clips_per_gpu"], 8)), 2 if config.bf16_grads else 4

@@ -3,9 +3,9 @@
     ```{scaling}```            predicted and measured here, of _static/records/scaling.json
     ```{scaling} loaded```     the cases with a loader
     ```{scaling} published```  what others measured, of _static/records/scaling_published.json
-    ```{scaling} curve```      efficiency of a recipe on 1 to 1,024 GPUs, by the model
+    ```{scaling} curve```      vitl16 on 1 to 1,024 GPUs: efficiency in three networks, and parts
 
-The model of `vidlearn.scaling` is run anew for the last two.
+The model of `vidlearn.scaling` is run anew for the last two, and `budget.plan` for the last.
 """
 
 from __future__ import annotations
@@ -21,12 +21,22 @@ from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
 import show
-from vidlearn import scaling
+from vidlearn import budget, recipes, scaling
 
 RECORDS = Path("_static/records")
 HEAD = ("case", "predicted, clips/s", "measured, clips/s", "predicted / measured", "rounds")
 PUBLISHED = ("run", "GPUs", "passes", "measured", "predicted", "efficiency: measured", "predicted",
              "off, points")  # fmt: skip
+PARTS = ("compute", "update", "network", "stragglers")
+CURVE = ("GPUs", "clips each", "clips/s", "efficiency", *(f"{part}, ms" for part in PARTS), "binds",
+         "next")  # fmt: skip
+SEEN = 3072
+OURS = {  # a network, GB/s a node, and clips a step
+    "400 GB/s a node": (400, SEEN),
+    "12.5 GB/s a node": (12.5, SEEN),
+    "12.5 GB/s, four times the batch": (12.5, 4 * SEEN),
+    "1.25 GB/s a node": (1.25, SEEN),
+}
 
 
 def ratio(three: list[float]) -> str:
@@ -101,6 +111,37 @@ def published(record: dict[str, Any]) -> list[list[str]]:
     return made
 
 
+def curve(net_gb_s: float, batch: int) -> list[dict[str, Any]]:
+    """vitl16 on H100s, eight a node: what the model says of 1 to 1,024."""
+    config = replace(recipes.recipe("vitl16"), batch=batch)
+    cluster = scaling.Cluster(net_gb_s=scaling.REACHED * net_gb_s, curve=True)
+    return scaling.scale(config, budget.plan(config, 8), cluster, 8, measured=False)["curve"]
+
+
+def curve_rows(found: list[dict[str, Any]], batch: int) -> list[list[str]]:
+    """A row a number of GPUs."""
+    made = []
+    for row in found:
+        numbers = [f"{row['gpus']:,}", f"{batch // row['gpus']:,}", f"{row['clips_per_s']:,.0f}"]
+        cells = [f"{row[f'{part}_ms']:,.1f}" for part in PARTS]
+        made.append([*numbers, f"{row['efficiency']:.0%}", *cells, row["binds"], row["next"]])
+    return made
+
+
+def figure() -> show.Picture:
+    """Efficiency against GPUs, a line a network."""
+    drawn, axis = show.axes()
+    told = []
+    for (name, what), marker in zip(OURS.items(), "osD^"):
+        points = [(row["gpus"], 100 * row["efficiency"]) for row in curve(*what)]
+        axis.plot(*zip(*points), marker=marker, markersize=4, label=name)
+        told.append(f"{name} " + ", ".join(f"{y:.0f} % on {n}" for n, y in points if n in (8, 128, 1024)))
+    axis.set(xscale="log", xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 103))
+    axis.set_xticks([1, 8, 64, 512, 1024], ["1", "8", "64", "512", "1,024"])
+    axis.legend(frameon=False)
+    return show.picture(drawn, f"Efficiency of vitl16 on H100s. {'; '.join(told)}.")
+
+
 class Scaling(SphinxDirective):
     """{scaling}: one of the tables, or the curve."""
 
@@ -117,6 +158,9 @@ class Scaling(SphinxDirective):
         what = self.arguments[0] if self.arguments else "here"
         if what == "published":
             return [table(PUBLISHED, published(self.read("scaling_published.json")))]
+        if what == "curve":
+            made = curve_rows(curve(*OURS["400 GB/s a node"]), SEEN)
+            return [nodes.raw("", figure().html(), format="html"), table(CURVE, made)]
         record = self.read("scaling.json")
         machine = record["machine"]
         told = (f"Measured on {machine['cores']} cores of an {machine['cpu']} that others share, "
