@@ -254,7 +254,12 @@ def test_a_live_pair_is_near_its_prediction(tmp_path):
     assert case["gb_s"] > 0 and case["two"]["measured"] > 0
 
 
-def test_a_step_is_what_takes_turns_or_what_is_beside():
+def test_a_step_is_what_takes_turns_or_what_works_beside():
     seconds = {"compute": 1.0, "update": 2.0, "network": 3.0, "stragglers": 4.0}
     assert total_s({**seconds, "loader": 9.0, "storage": 0.0}) == 10
     assert total_s({**seconds, "loader": 9.0, "storage": 12.0}) == 12
+    own, same = (Cluster(jitter=0, node_clips_per_s=50, same_cores=x) for x in (False, True))
+    assert predict(PARTS, own, 100, 1)["step_ms"] == 2000
+    told = predict(PARTS, same, 100, 1)
+    assert told["step_ms"] == pytest.approx(1000 + 10 + 2000)
+    assert (told["binds"], told["next"]) == ("loader", "compute")

@@ -7,21 +7,26 @@ half and with twice the clips that they will have; they exchange two tensors of 
 gradients'; these are the parts, and the model predicts from them. Then they train together: that is
 the measurement. One alone is predicted from half and from three halves of its clips. All take turns
 step by step, and the lower quartile of a round counts: what others do on the cores is in both. The
-loader cases are one process with one worker.
+loader cases are one process with one worker on one core, or with a disk that is made up: it waits.
 """
 
 import argparse
+import gc
 import inspect
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +41,22 @@ from vidlearn.datasets import Manifest, open_data, synth
 from vidlearn.recipes import Config, recipe
 
 RECORD = Path("book/_static/records/scaling.json")
-SMALL = {"size": 32, "width": 384, "depth": 4, "heads": 6, "pred_width": 96}
+SMALL = {"size": 32, "width": 384, "heads": 6, "pred_width": 96, "muon_lr": 0.0}
 # Choices beside those of the recipe `laptop`, and what a bucket of gradients may hold, MiB.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "laptop": ({"batch": 8}, 25),
     "laptop, 16 clips": ({"batch": 16}, 25),
     "width 192": ({"batch": 8, "size": 32, "width": 192, "heads": 6, "pred_width": 96}, 25),
-    "width 384, few tokens": ({"batch": 8, **SMALL}, 25),
+    "width 384, AdamW": ({"batch": 8, **SMALL}, 25),
     "the same, buckets of 1 MiB": ({"batch": 8, **SMALL}, 1),
     "the same, half the bytes": ({"batch": 8, **SMALL, "bf16_grads": True}, 25),
 }
+NARROW = {"width": 24, "depth": 2, "pred_width": 24, "pred_depth": 1}
 LOADED: dict[str, dict[str, Any]] = {
-    "loader, laptop": {"batch": 8},
-    "loader, narrow": {"batch": 8, "width": 24, "depth": 2, "pred_width": 24, "pred_depth": 1},
+    "laptop and its worker on one core": {"batch": 8},
+    "narrow and its worker on one core": {"batch": 8, **NARROW},
+    "laptop, a disk that takes half a step": {"batch": 8, "workers": 0},
+    "narrow, a disk that takes two steps": {"batch": 8, "workers": 0, **NARROW},
 }
 TURNS = 12  # of each part in a round, one after the other
 KIB = (256, 8192)  # tensors that are exchanged to find bandwidth and latency
@@ -141,7 +149,7 @@ class Pair:
         slope_s = (s[f"one {3 * n // 2}"] - s[f"one {n // 2}"]) / n
         alone = scaling.Parts(1 / slope_s, s[f"one {n // 2}"] - n / 2 * slope_s, 0, 1, 0, 0)
         return {
-            "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter, "fixed_ms": fixed_s * 1e3,
+            "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter, "update_ms": fixed_s * 1e3,
             "predicted": two["clips_per_s"], "measured": n / s["both"],
             "parts_ms": parts_ms(two), "efficiency": two["efficiency"],
             "one_predicted": scaling.predict(alone, scaling.Cluster(), n, 1)["clips_per_s"],
@@ -154,28 +162,50 @@ def parts_ms(told: dict[str, Any]) -> dict[str, float]:
     return {k[:-3]: x for k, x in told.items() if k.endswith("_ms") and k != "step_ms" and x}
 
 
-def loaded(config: Config, data: Manifest) -> dict[str, float]:
-    """One process and one worker: the parts alone, what the model says, and both at once."""
+def disk(batch: Batch, wait_s: float) -> Iterator[Batch]:
+    """Batches that arrive every wait_s, two of them ahead, and take no core."""
+    ready: queue.Queue[Batch] = queue.Queue(2)
+
+    def read() -> None:
+        while True:
+            time.sleep(wait_s)
+            ready.put(batch)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def loaded(name: str, data: Manifest) -> Iterator[dict[str, float]]:
+    """One process: step and loader alone, what the model says of both, and both at once."""
+    config, shared = replace(recipe("laptop"), **LOADED[name]), name.endswith("one core")
+    torch.set_num_threads(config.threads)
+    if shared and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     me = dist.init_distributed()
     state, held = step.build(config, me), clips(config, config.batch, 0)
-    loader, found = train.load(config, data, me), []
 
     def work(batch: Batch) -> float:
         return float(step.train_step(state, batch)["loss_sum"])
 
-    for _ in range(4):  # what was read ahead
-        next(loader)
-    for _ in range(3):
-        found.append([
-            [seconds(lambda: work(held)) for _ in range(TURNS)],
-            [seconds(lambda: next(loader)) for _ in range(3 * TURNS)][2:],
-            [seconds(lambda: work(next(loader))) for _ in range(2 * TURNS)][4:],
-        ])  # fmt: skip
-    step_s, load_s, both_s = (float(np.mean(np.concatenate(x))) for x in zip(*found))
-    parts = scaling.Parts(config.batch / step_s, 0, 0, 1, 0, 0)
-    cluster = scaling.Cluster(node_clips_per_s=config.batch / load_s)
-    told = scaling.predict(parts, cluster, config.batch, 1)
-    return {"predicted": told["clips_per_s"], "measured": config.batch / both_s, **parts_ms(told)}
+    each_s = quiet(np.array([seconds(lambda: work(held)) for _ in range(TURNS)]))
+    slow_s = each_s * (0.5 if name.endswith("half a step") else 2.0)
+    while True:
+        loader = train.load(config, data, me) if shared else disk(held, slow_s)
+        load = partial(next, loader)
+        for _ in range(4):  # what was read ahead
+            load()
+        load_s = [seconds(load) for _ in range(3 * TURNS)][4:]
+        both_s = [seconds(lambda load=load: work(load())) for _ in range(2 * TURNS)][4:]
+        del loader, load
+        gc.collect()  # ends the worker, which would read ahead on the step's core
+        step_s = [seconds(lambda: work(held)) for _ in range(TURNS)]
+        parts = scaling.Parts(config.batch / float(np.mean(step_s)), 0, 0, 1, 0, 0)
+        rate = config.batch / float(np.mean(load_s))
+        cluster = scaling.Cluster(node_clips_per_s=rate, same_cores=shared)
+        told = scaling.predict(parts, cluster, config.batch, 1)
+        measured = config.batch / float(np.mean(both_s))
+        yield {"predicted": told["clips_per_s"], "measured": measured, **parts_ms(told)}
 
 
 def port() -> int:
@@ -211,7 +241,7 @@ def middle(rounds: list[dict[str, Any]], name: str = "") -> dict[str, Any]:
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """One case, of 2 processes and of 1."""
     told: dict[str, Any] = {"rounds": len(rounds), "two": middle(rounds)}
-    for name in ("gb_s", "hop_us", "jitter", "fixed_ms", "efficiency"):
+    for name in ("gb_s", "hop_us", "jitter", "update_ms", "efficiency"):
         told[name] = float(f"{np.median([r[name] for r in rounds]):.3g}")
     told["parts_ms"] = {
         part: float(f"{np.median([r['parts_ms'][part] for r in rounds]):.3g}")
@@ -227,9 +257,7 @@ def work(name: str, rounds: int, data: str) -> Iterator[dict[str, Any]]:
         yield from (pair.round() for _ in range(rounds + 1))
         dist.shutdown(pair.me)
         return
-    config = replace(recipe("laptop"), **LOADED[name])
-    torch.set_num_threads(config.threads)
-    yield from (loaded(config, open_data(data)) for _ in range(rounds + 1))
+    yield from islice(loaded(name, open_data(data)), rounds + 1)
 
 
 def main() -> None:
@@ -243,8 +271,11 @@ def main() -> None:
     if args.rank_of:  # the first round pays for memory
         print(json.dumps([*work(args.rank_of, args.rounds, args.data)][1:]))
         return
-    found: dict[str, Any] = {"machine": measure.machine_card(), "kib": KIB, "turns": TURNS}
-    found |= {"date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "cases": {}, "loaded": {}}
+    found: dict[str, Any] = {"cases": {}, "loaded": {}}
+    if args.out.exists():  # what is not asked for stays
+        found = json.loads(args.out.read_text("utf-8"))
+    found |= {"machine": measure.machine_card(), "kib": KIB, "turns": TURNS}
+    found["date"] = f"{datetime.now(timezone.utc):%Y-%m-%d}"
     with tempfile.TemporaryDirectory() as folder:
         data = synth.make(folder, train=96, val=0, test=0) if {*args.cases} & {*LOADED} else ""
         for name in args.cases:
@@ -255,8 +286,10 @@ def main() -> None:
             else:
                 means = {k: float(np.median([r[k] for r in rounds])) for k in ("compute", "loader")}
                 found["loaded"][name] = {"rounds": len(rounds), **middle(rounds), "parts_ms": means}
+            for kind, names in (("cases", CASES), ("loaded", LOADED)):
+                found[kind] = {n: found[kind][n] for n in names if n in found[kind]}
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(name, json.dumps({**found["cases"], **found["loaded"]}[name]), flush=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ slow it. The page "Scaling" has the formulas, and holds them against measurement
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, inf, log2
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -37,13 +38,14 @@ class Cluster:
     update_ms: float | None = None  # Time of a step that does not depend on clips: the optimiser.
     jitter: float = 0.02  # Standard deviation of one GPU's step, as a share of it.
     node_clips_per_s: float | None = None  # What the loaders of a node give together.
+    same_cores: bool = False  # Loaders have no cores of their own: they and the step take turns.
     clip_mb: float = 0.0  # MB that are read for a clip.
     node_storage_gb_s: float | None = None  # What one node can read.
     storage_gb_s: float | None = None  # What all nodes can read together.
     curve: bool = False  # Also tell of 1, 2, 4 up to 1,024 GPUs.
 
     def __post_init__(self) -> None:
-        may_be_0 = ("hop_us", "hide", "update_ms", "jitter", "clip_mb", "curve")
+        may_be_0 = ("hop_us", "hide", "update_ms", "jitter", "clip_mb", "curve", "same_cores")
         for name, value in vars(self).items():
             if value is not None and (value < 0 or (not value and name not in may_be_0)):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: give more than 0")
@@ -67,10 +69,10 @@ def slowest(n: int) -> float:
     return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
 
 
-def total_s(seconds: dict[str, float]) -> float:
-    """A step: what a GPU does in turn, unless loader or storage takes longer beside it."""
-    beside = seconds["loader"], seconds["storage"]
-    return max(sum(seconds.values()) - sum(beside), *beside)
+def total_s(seconds: dict[str, float], beside: tuple[str, ...] = ("loader", "storage")) -> float:
+    """A step: what takes turns, unless what works beside it takes longer."""
+    alone = [seconds[part] for part in beside]
+    return max(sum(seconds.values()) - sum(alone), *alone)
 
 
 def predict(p: Parts, c: Cluster, batch: int, gpus: int, accumulate: int = 1) -> dict[str, Any]:
@@ -95,11 +97,12 @@ def predict(p: Parts, c: Cluster, batch: int, gpus: int, accumulate: int = 1) ->
         "loader": batch / c.nodes / (c.node_clips_per_s or inf),
         "storage": batch * c.clip_mb / 1e3 / read_gb_s,
     }  # fmt: skip
+    total = partial(total_s, beside=("loader", "storage")[c.same_cores :])
     left, order = dict(seconds), ["nothing"]
     while any(left.values()):
-        order.insert(-1, min(left, key=lambda part: total_s(left | {part: 0.0})))
+        order.insert(-1, min(left, key=lambda part: total(left | {part: 0.0})))
         left[order[-2]] = 0.0
-    step_s, one_s = total_s(seconds), batch / p.clips_per_s + p.update_s
+    step_s, one_s = total(seconds), batch / p.clips_per_s + p.update_s
     told: dict[str, Any] = {"gpus": n, "step_ms": step_s * 1e3, "clips_per_s": batch / step_s}
     told |= {"efficiency": one_s / n / step_s, "binds": order[0], "next": order[1]}
     return told | {f"{part}_ms": s * 1e3 for part, s in seconds.items()}

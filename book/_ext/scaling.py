@@ -130,15 +130,16 @@ def curve_rows(found: list[dict[str, Any]], batch: int) -> list[list[str]]:
 
 def figure() -> show.Picture:
     """Efficiency against GPUs, a line a network."""
-    drawn, axis = show.axes()
+    drawn, axis = show.axes(height_in=3.4)
     told = []
     for (name, what), marker in zip(OURS.items(), "osD^"):
         points = [(row["gpus"], 100 * row["efficiency"]) for row in curve(*what)]
         axis.plot(*zip(*points), marker=marker, markersize=4, label=name)
         told.append(f"{name} " + ", ".join(f"{y:.0f} % on {n}" for n, y in points if n in (8, 128, 1024)))
-    axis.set(xscale="log", xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 103))
-    axis.set_xticks([1, 8, 64, 512, 1024], ["1", "8", "64", "512", "1,024"])
-    axis.legend(frameon=False)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 103))
+    axis.set_xticks([1, 8, 64, 256, 1024], ["1", "8", "64", "256", "1,024"])
+    drawn.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=2)
     return show.picture(drawn, f"Efficiency of vitl16 on H100s. {'; '.join(told)}.")
 
 
