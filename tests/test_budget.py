@@ -100,7 +100,7 @@ def test_a_plan_scales_and_believes_a_measurement():
     for wrong in ({"mfu": 40}, {"mfu": 0}, {"usd": -1}, {"clips_per_s": 0}):
         with pytest.raises(ConfigError, match="a share above 0 up to 1, a price, and clips"):
             plan(TINY, 1, **wrong)
-    with pytest.raises(ConfigError, match="--gpus 3: a batch of 4 needs one of its divisors"):
+    with pytest.raises(ConfigError, match="3 GPUs: a batch of 4 needs one of its divisors"):
         plan(TINY, 3)
     with pytest.raises(ConfigError, match="'Radeon' has no peak here"):
         plan(TINY, 1, gpu="Radeon")

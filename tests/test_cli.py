@@ -153,7 +153,7 @@ def bad(videos, tmp_path):
         ("train laptop --steps 0", "--steps 0: give 1 or more"),
         ("train laptop --lr -1", "--lr -1.0: give 0 or more"),
         ("train laptop --data {videos} --backend foo --out {tmp}/run", "there is no backend 'foo'"),
-        ("plan vitl16 --gpus 7", "--gpus 7: a batch of 3072 needs one of its divisors"),
+        ("plan vitl16 --gpus 7", "7 GPUs: a batch of 3072 needs one of its divisors"),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(bad, capsys, words, message):

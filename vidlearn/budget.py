@@ -6,6 +6,7 @@ computes again), and memory is what PyTorch keeps, without the allocator's gaps.
 """
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,15 @@ GPUS = {
 }  # fmt: skip
 
 
-def find_gpu(name: str) -> tuple[float | None, float]:
-    """Peak and memory of a GPU whose name holds one of GPUS as a word, or (None, 0)."""
+def gpu_kind(name: str) -> str:
+    """The one of GPUS that a GPU's name holds as a word, or nothing."""
     words = re.split(r"[^A-Z0-9]+", name.upper())
-    return next((found for word, found in GPUS.items() if word in words), (None, 0))
+    return next((word for word in GPUS if word in words), "")
+
+
+def find_gpu(name: str) -> tuple[float | None, float]:
+    """Peak and memory of a GPU of this name, or (None, 0)."""
+    return GPUS.get(gpu_kind(name), (None, 0))
 
 
 def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
@@ -44,6 +50,7 @@ def kept_lengths(config: Config, clips: int) -> list[tuple[int, int]]:
     return [(c, t) for c, t in np.rint(np.mean(shapes, 0)).astype(int).tolist()]
 
 
+@cache
 def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
     """TFLOPs and GiB of one step with `clips` on one device; parts with their backward passes.
 
@@ -88,6 +95,7 @@ def step_cost(config: Config, clips: int = 1) -> dict[str, float]:
     return {
         "tflop": target + context + predictor,
         "target": target, "context": context, "predictor": predictor, "parameters": trained,
+        "frozen": frozen, "kinds": 1 if config.mask_cycle or config.token_var else len(lengths),
         "memory_gib": (16 * trained + 4 * frozen + keeps) / 2**30, "saved_gib": keeps / 2**30,
     }  # fmt: skip
 
@@ -103,7 +111,7 @@ def plan(
     """
     (peak, room), clips = find_gpu(gpu), config.batch // max(1, gpus)
     if gpus < 1 or config.batch % gpus:
-        raise ConfigError(f"--gpus {gpus}: a batch of {config.batch} needs one of its divisors")
+        raise ConfigError(f"{gpus} GPUs: a batch of {config.batch} needs one of its divisors")
     if peak is None and clips_per_s is None:
         known = ", ".join(GPUS)
         raise ConfigError(f"--gpu {gpu!r} has no peak here (known: {known}). Give --clips-per-s")

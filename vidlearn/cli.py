@@ -8,7 +8,7 @@ commands import what is heavy, so that help answers at once. Of ranks only 0 tal
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from json import dumps
@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import RECIPES, Config, recipe
+from vidlearn.scaling import Cluster, scale
 
 BUILT_IN = Path("data/synth")
 Which = Annotated[
@@ -43,7 +44,8 @@ class Run:
 class Plan(Run):
     """What the prediction of a run is given beside that."""
 
-    gpus: int = 1  # GPUs that share the batch.
+    cluster: Annotated[Cluster, arg(name="")] = field(default_factory=Cluster)
+    gpus: int = 1  # GPUs that share the batch, on each of the nodes.
     gpu: str = "H100"  # Their kind, whose peak is looked up.
     mfu: float = 0.4  # Share of the peak that is reached.
     usd: float = 2.5  # Price of one for an hour.
@@ -123,11 +125,13 @@ def bench(run: Run, what: str) -> dict[str, Any]:
 
 
 def plan(run: Plan) -> dict[str, Any]:
-    """Predict a run's FLOPs, memory, GPU-hours and price."""
+    """Predict a run's FLOPs, memory, throughput, GPU-hours and price, and what binds."""
     from vidlearn import budget
 
     names = ("gpu", "mfu", "usd", "clips_per_s")
-    return budget.plan(run.config, run.gpus, **{name: getattr(run, name) for name in names})
+    choices, world = {name: getattr(run, name) for name in names}, run.cluster.nodes * run.gpus
+    told = budget.plan(run.config, world, **choices)
+    return scale(run.config, told, run.cluster, run.gpus, measured=bool(run.clips_per_s))
 
 
 def doctor() -> int:
@@ -156,7 +160,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any] | str, str, str]] = {  # who or whe
     "bench load": (partial(bench, what="load"), "RECIPE", "time the loader alone"),
     "bench step": (partial(bench, what="step"), "RECIPE", "time the parts of a training step"),
     "speedrun": (partial(bench, what="run"), "RECIPE", "train it, count CPU seconds, probe it"),
-    "plan": (plan, "RECIPE", "predict a run's FLOPs, memory, GPU-hours and price"),
+    "plan": (plan, "RECIPE", "predict a run's throughput, memory, hours and price"),
     "doctor": (doctor, "", "check this machine: packages, decoders, GPU, disk, environment"),
 }
 USAGE = "\n".join(
