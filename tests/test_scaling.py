@@ -14,9 +14,18 @@ import pytest
 
 from vidlearn import cli
 from vidlearn.budget import plan, step_cost
+from vidlearn.dist.scaling import (
+    BUCKET_BYTES,
+    LINKS,
+    Cluster,
+    Parts,
+    predict,
+    scale,
+    slowest,
+    total_s,
+)
 from vidlearn.errors import ConfigError
 from vidlearn.recipes import recipe
-from vidlearn.scaling import BUCKET_BYTES, LINKS, Cluster, Parts, predict, scale, slowest, total_s
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]

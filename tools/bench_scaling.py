@@ -35,9 +35,10 @@ import torch
 from torch import distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
-from vidlearn import dist, measure, scaling, step, train
+from vidlearn import dist, measure, step, train
 from vidlearn.batch import Batch
 from vidlearn.datasets import Manifest, open_data, synth
+from vidlearn.dist import scaling
 from vidlearn.recipes import Config, recipe
 
 RECORD = Path("book/_static/records/scaling.json")

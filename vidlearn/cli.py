@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from vidlearn.dist.scaling import Cluster, scale
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import RECIPES, Config, recipe
-from vidlearn.scaling import Cluster, scale
 
 BUILT_IN = Path("data/synth")
 Which = Annotated[

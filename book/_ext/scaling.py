@@ -5,7 +5,7 @@
     ```{scaling} published```  what others measured, of _static/records/scaling_published.json
     ```{scaling} curve```      vitl16 on 1 to 1,024 GPUs: efficiency in three networks, and parts
 
-The model of `vidlearn.scaling` is run anew for the last two, and `budget.plan` for the last.
+The model of `vidlearn.dist.scaling` is run anew for the last two, and `budget.plan` for the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
 import show
-from vidlearn import budget, recipes, scaling
+from vidlearn import budget, recipes
+from vidlearn.dist import scaling
 
 RECORDS = Path("_static/records")
 HEAD = ("case", "predicted, clips/s", "measured, clips/s", "predicted / measured", "rounds")
