@@ -110,13 +110,22 @@ def test_no_circle() -> None:
 def test_light_modules_load_no_torch(name: str) -> None:
     reached, todo = set(), {name}
     while todo:
-        path = PACKAGE / f"{todo.pop()}.py"
+        parts = (name := todo.pop()).split(".")
+        path = next(
+            p
+            for p in (
+                PACKAGE.joinpath(*parts) / "__init__.py",
+                PACKAGE.joinpath(*parts).with_suffix(".py"),
+            )
+            if p.exists()
+        )
         heavy = at_top(path) & {"torch", "decord", "torchcodec", "ipywidgets"}
         assert not heavy, f"{path.name} imports {heavy} at its top"
-        reached.add(path.stem)
+        reached.add(name)
         body = ast.Module([n for n in tree(path).body if isinstance(n, ast.ImportFrom)], [])
         names = [n.module for n in body.body if n.module and n.module.startswith("vidlearn.")]
-        todo |= {n.split(".")[1] for n in names} - reached - {"datasets"}
+        names = [n.removeprefix("vidlearn.") for n in names if "datasets" not in n]
+        todo |= {*names, *(n.partition(".")[0] for n in names)} - reached
 
 
 def test_the_package_stays_small() -> None:

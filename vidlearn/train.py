@@ -105,6 +105,7 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     torch.set_num_threads(config.threads)
     state = build(config, dist)
     before = resume(state, out)
+    batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
     log = RunLog(out, state.step, config, active=dist.is_main)
     where = f"{dist.world} process(es) on {dist.device}; {lanes.told(data, config.batch)}"
     begins = "goes on" if before else "starts"
@@ -116,21 +117,20 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     began = time.perf_counter()
     with _stop_requests() as asked, log.bar, checkpoint.Writer() as writer:
         with Watch(dist, out, log.say) as watch:
-            metrics = _steps(state, data, out, log, watch, writer, asked)
+            metrics = _steps(state, batches, data, out, log, watch, writer, asked)
             watch.at("save")
             end = _finish(state, out, log, writer)
     return {**metrics, "seconds": time.perf_counter() - began, **end}
 
 
 def _steps(
-    state: State, data: Manifest, out: Path, log: RunLog, watch: Watch,
+    state: State, batches: Iterator[Batch], data: Manifest, out: Path, log: RunLog, watch: Watch,
     writer: checkpoint.Writer, asked: list[int],
 ) -> dict[str, float]:  # fmt: skip
     """From batch to batch until the last step, or a stop; returns the last metrics."""
     c, dist, metrics = state.config, state.dist, dict[str, float]()
     quarantine = Quarantine(out / "quarantine.jsonl", len(data), c.max_bad_share)
     stop_file = os.environ.get("VIDLEARN_STOP_FILE", "")
-    batches = load(c, data, dist, state.step) if state.step < c.steps else iter(())
     laps, minute = Laps(clock(dist.device)), time.monotonic()
 
     def mark(name: str) -> None:
