@@ -104,3 +104,14 @@ def test_a_plan_scales_and_believes_a_measurement():
         plan(TINY, 3)
     with pytest.raises(ConfigError, match="'Radeon' has no peak here"):
         plan(TINY, 1, gpu="Radeon")
+
+
+def test_clips_in_parts_need_less_memory_and_the_same_time():
+    """What the backward pass needs is of one part; weights and optimiser stay as they are."""
+    config = replace(recipe("gpu"), batch=64)
+    whole, parts = (plan(replace(config, accumulate=n), 1) for n in (1, 4))
+    assert parts["gpu_hours"] == whole["gpu_hours"]
+    fixed = plan(replace(config, batch=8), 1)
+    kept = (whole["memory_gib_per_gpu"] - fixed["memory_gib_per_gpu"]) / 56  # of a clip
+    saved = whole["memory_gib_per_gpu"] - parts["memory_gib_per_gpu"]
+    assert saved == pytest.approx(48 * kept, rel=0.02)

@@ -124,7 +124,8 @@ def plan(
     rate = clips_per_s or mfu * float(peak or 0) / per_clip
     hours = config.batch * config.steps / rate / 3600
     # Weights and optimiser may be shared out; the block that is whole for a moment is not counted.
-    memory = (one["memory_gib"] - few * saved) / (gpus if config.shard else 1) + clips * saved
+    whole = (one["memory_gib"] - few * saved) / (gpus if config.shard else 1)
+    memory = whole + clips / config.accumulate * saved
     found = {
         "million_parameters": one["parameters"] / 1e6, "tflop_per_clip": per_clip,
         "exaflop": per_clip * config.batch * config.steps / 1e6, "clips_per_s_per_gpu": rate,

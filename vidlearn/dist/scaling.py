@@ -123,7 +123,7 @@ def scale(config: Config, told: dict[str, Any], c: Cluster, gpus: int, measured:
         raise ConfigError(f"{text} --net-gb-s, as all_reduce_perf of nccl-tests has them")
     cost, width = step_cost(config, min(told["clips_per_gpu"], 8)), 2 if config.bf16_grads else 4
     rate, kinds, trained = told["clips_per_s_per_gpu"], int(cost["kinds"]), cost["parameters"]
-    accumulate, bare = getattr(config, "accumulate", 1), 1 + 4 * kinds * (config.var_cov > 0)
+    accumulate, bare = config.accumulate, 1 + 4 * kinds * (config.var_cov > 0)
     known_s = 0.0 if measured else UPDATE_BYTES * trained / memory / 1e9
     update_s = known_s if c.update_ms is None else c.update_ms / 1e3
     # DDP hides behind the backward pass of the last kind of masks.
