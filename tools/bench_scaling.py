@@ -42,15 +42,16 @@ from vidlearn.dist import scaling
 from vidlearn.recipes import Config, recipe
 
 RECORD = Path("book/_static/records/scaling.json")
-SMALL = {"size": 32, "width": 384, "heads": 6, "pred_width": 96, "muon_lr": 0.0}
+WIDE = {"batch": 8, "size": 32, "width": 192, "heads": 6, "pred_width": 96}
+ADAMW = {**WIDE, "muon_lr": 0.0}
 # Choices beside those of the recipe `laptop`, and what a bucket of gradients may hold, MiB.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "laptop": ({"batch": 8}, 25),
     "laptop, 16 clips": ({"batch": 16}, 25),
-    "width 192": ({"batch": 8, "size": 32, "width": 192, "heads": 6, "pred_width": 96}, 25),
-    "width 384, AdamW": ({"batch": 8, **SMALL}, 25),
-    "the same, buckets of 1 MiB": ({"batch": 8, **SMALL}, 1),
-    "the same, half the bytes": ({"batch": 8, **SMALL, "bf16_grads": True}, 25),
+    "width 192": (WIDE, 25),
+    "width 384, AdamW": ({**ADAMW, "width": 384}, 25),
+    "width 192, AdamW, buckets of 1 MiB": (ADAMW, 1),
+    "width 192, AdamW, half the bytes": ({**ADAMW, "bf16_grads": True}, 25),
 }
 NARROW = {"width": 24, "depth": 2, "pred_width": 24, "pred_depth": 1}
 LOADED: dict[str, dict[str, Any]] = {
