@@ -12,6 +12,8 @@
 # A job that SLURM puts back into the queue goes on by itself. After a job that failed, name its
 # folder, since a new job has a new one:
 #   slurm/submit.sh many_nodes --nodes=16 vitl16 --out runs/many_nodes-OLDID
+# A rank that is dead or hung ends the job: the log names it, stack-rankN.txt in the run's folder says
+# where it was. book/reference/cluster.md goes through common.sh line by line.
 # Directives in a script cannot read variables, so what common.sh says goes on sbatch's command line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
