@@ -91,6 +91,24 @@ def _train_quickly(config, data, out):
     train_here(config, data, out, **QUICK)
 
 
+def test_a_job_that_is_stopped_as_a_whole_goes_on(data, tmp_path):
+    """As SLURM suspends one: for longer than a single rank may give no sign."""
+    out = tmp_path / "run"
+    ranks = start(2, _train_quickly, ENDLESS, data, out, folder=tmp_path)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) > 5)
+    for number, pause_s in ((signal.SIGSTOP, 2 * QUICK["DEAD_S"]), (signal.SIGCONT, 0)):
+        for rank in ranks:
+            os.kill(rank.pid, number)
+        time.sleep(pause_s)
+    before = len(losses(out))
+    time.sleep(2 * QUICK["DEAD_S"])
+    assert [rank.is_alive() for rank in ranks] == [True, True], (tmp_path / "rank0.txt").read_text()
+    assert len(losses(out)) > before
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+
+
 def _hang(config, data, out, rank, where):
     """One rank comes to a place and stays there; its other threads live on."""
     if os.environ["RANK"] == str(rank):

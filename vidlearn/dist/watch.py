@@ -121,12 +121,19 @@ class Watch:
                     time.sleep(2 * BEAT_S)  # the store that the others hear it from ends with us
 
     def _run(self) -> None:
+        last = time.monotonic()
         while not self.ended.wait(BEAT_S):
+            began = time.monotonic()
+            if began - last > DEAD_S / 2:
+                self.seen.clear()  # this process was stopped, and the others may have been, too
+            last = began
             try:
                 verdict = self.line.submit(self._talk).result(DEAD_S)
             except (td.DistError, FutureTimeout):  # a call may wait for ever, whatever its limit
                 row = self.seen[0][0] if 0 in self.seen else {"who": "rank 0"}
                 verdict = f"{row['who']} does not answer: dead, stopped, or cut off"
+                if time.monotonic() - began > DEAD_S + 2 * BEAT_S:
+                    continue  # stopped while it asked
             if verdict and not self.ended.is_set():
                 self._end(verdict)
 
