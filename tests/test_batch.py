@@ -399,6 +399,36 @@ def test_to_device_on_a_cpu(manifest):
     assert all(same(a, b) for a, b in zip(plain, moved, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flip_that_is_left_to_the_device_is_the_same_flip(manifest, workers):
+    """To the bit, once, and in the same place in memory; a batch without one is not touched."""
+    now = ClipDataset(manifest, SPEC, ClipTransform(size=17), seed=7)
+    later = replace(now, flip_later=True)
+    for want, left in zip(eval_loader(now, 5, workers), eval_loader(later, 5, workers)):
+        flip = left.flip.clone()
+        assert 0 < flip.sum() < 5 and not want.flip.any()
+        raw = left.clips.clone()
+        moved = left.to("cpu")
+        assert same(moved, want) and same(moved.to("cpu"), want)
+        assert moved.clips.stride() == left.clips.stride() == want.clips.stride()
+        assert torch.equal(left.clips, raw) and torch.equal(raw[flip].flip(-1), want.clips[flip])
+        assert want.to("cpu").clips.data_ptr() == want.clips.data_ptr()
+
+
+def test_a_gpu_flips_by_itself(manifest):
+    dataset, sampler = ClipDataset(manifest, SPEC, SMALL), ShardedSampler(10, 4)
+    kept = [make_loader(dataset, sampler, device=d).dataset.flip_later for d in ("cpu", "cuda")]
+    assert kept == [False, True] and not dataset.flip_later
+
+
+def test_what_is_told_of_a_batch_takes_no_shared_memory(manifest):
+    """A tensor from a worker takes a file and a connection, for a few bytes."""
+    batch = next(iter(eval_loader(ClipDataset(manifest, SPEC, SMALL), 4, workers=1)))
+    told = [batch.labels, batch.indices, batch.valid, batch.flip]
+    assert [t.dtype for t in told] == [torch.int64, torch.int64, torch.bool, torch.bool]
+    assert not any(t.is_shared() for t in told)
+
+
 @pytest.mark.gpu
 def test_to_device_on_a_gpu(manifest):
     """Copied ahead on a side stream from pinned memory, and still the same batches."""

@@ -11,12 +11,12 @@ import torch
 import videos
 
 from vidlearn.batch import ClipDataset, eval_loader
-from vidlearn.datasets import Manifest, Row, folder_manifest, index
+from vidlearn.datasets import Manifest, Row, canvas, folder_manifest, index
 from vidlearn.datasets.write import encode
 from vidlearn.decode import frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec
-from vidlearn.storage import FrameTable, frame_table, iter_frames
+from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video, upright
 from vidlearn.transform import ClipTransform, normalize
 
 SPEC = ClipSpec(frames=4, stride_frames=3)
@@ -256,6 +256,39 @@ def test_other_planes_and_odd_boxes(tmp_path: Path) -> None:
         height, width = int(rng.integers(1, 49 - top)), int(rng.integers(1, 65 - left))
         part = index.part_at(path, np.array([4, 1]), (top, left, height, width), table=table)
         assert torch.equal(part, truth[[4, 1], top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("pixels", [1, 5000, 2**18])
+def test_frames_that_are_drawn_together_are_those_drawn_alone(
+    pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tall picture, several, or one a frame: also where colours change within a file."""
+    frames = np.random.default_rng(0).integers(0, 256, (11, 48, 64, 3), dtype=np.uint8)
+    path = str(encode(tmp_path / "noise.mp4", frames, 25, crf=8))
+    truth = np.stack(list(iter_frames(path)))[:, 3:40, 5:58]
+    monkeypatch.setattr(canvas, "AT_ONCE", pixels)
+    table, box = index.scan(path), (3, 5, 37, 53)
+    assert np.array_equal(index.part_at(path, np.arange(11), box, table=table).numpy(), truth)
+    with open_video(path) as (container, stream):
+        drawings = [*enumerate(container.decode(stream))]
+    for number, frame in drawings:
+        frame.color_range = 1 + number % 2
+    want = np.stack([upright(frame) for _, frame in drawings])[:, 3:40, 5:58]
+    part = np.zeros((11, 37, 53, 3), np.uint8)
+    canvas.canvas(table, box, part)(drawings)
+    assert np.array_equal(part, want) and not np.array_equal(part, truth)
+
+
+def test_frames_are_drawn_in_equal_parts() -> None:
+    sizes = {
+        (16, 200, 250): 4,
+        (16, 100, 100): 16,
+        (16, 1080, 1920): 1,
+        (1, 9, 9): 1,
+        (5, 512, 256): 2,
+    }
+    for (n, height, width), want in sizes.items():
+        assert canvas.at_once(np.empty((n, height, width, 3), np.uint8)) == want
 
 
 def test_the_device_puts_the_bytes_in_order() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 
 from vidlearn.datasets import Manifest, guard, shuffled
+from vidlearn.datasets.canvas import mirrored
 from vidlearn.datasets.index import index_file, part_at, span_of, table_of
 from vidlearn.datasets.lanes import Lanes
 from vidlearn.decode import check_backend
@@ -37,10 +38,13 @@ class Batch:
     indices: Tensor  # int64 [B], stays on the CPU
     valid: Tensor  # bool [B]
     bad: list[tuple[str, str]]  # path, cause
+    flip: Tensor | None = None  # bool [B]: clips that `to` is still to flip, left to right
 
     def to(self, device: Device) -> "Batch":
-        """A copy whose clips, labels and valid are on the device."""
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=True) for n in _MOVED})
+        """A copy whose clips, labels and valid are on the device, and which it has flipped."""
+        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in _MOVED}
+        moved["clips"] = mirrored(moved["clips"], self.flip)
+        return replace(self, **moved, flip=None)
 
     def pin_memory(self) -> "Batch":
         """Page-locked, so that the GPU copies while the CPU goes on; DataLoader calls this."""
@@ -57,6 +61,7 @@ class ClipDataset(Dataset):
     seed: int = 0
     backend: str = "decord"
     random_clips: bool = True
+    flip_later: bool = False  # by `Batch.to`, for a device that takes next to no time for it
 
     def __post_init__(self) -> None:
         check_backend(self.backend)  # here, not in a worker
@@ -68,31 +73,30 @@ class ClipDataset(Dataset):
 
     def choose(self, epoch: int, index: int) -> tuple[FrameTable, np.ndarray, Box, bool]:
         """Of that sample: what is in its video, frames to decode [T], part of them, flipped?"""
-        row = self.manifest.rows[index // self.spec.clips]
+        row, nth = self.manifest.rows[index // self.spec.clips], index % self.spec.clips
         rng = np.random.default_rng((self.seed, epoch, index, _CLIP))
         table = table_of(row.path, self._index, self.backend)
         first, stop = span_of(table, row, self.spec.start_grid)
         starts = rng if self.random_clips else None
-        rows = clip_indices(self.spec, stop - first, table.fps, rng=starts)
-        chosen = first + rows[index % self.spec.clips]
+        chosen = first + clip_indices(self.spec, stop - first, table.fps, rng=starts)[nth]
         return table, chosen, *self.transform.draw(table.height, table.width, rng)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Of index or (epoch, index): clip uint8 [C, T, size, size], label, valid, cause ..."""
+        """Of index or (epoch, index): clip uint8 [C, T, size, size], label, valid, flip ..."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        row, cause = self.manifest.rows[index // self.spec.clips], ""
+        row, cause, flip = self.manifest.rows[index // self.spec.clips], "", False
         try:
             guard.hold(row.path)  # if it ends this worker, it is known
             table, chosen, box, flip = self.choose(epoch, index)
             part_THWC = part_at(row.path, chosen, box, backend=self.backend, table=table)
-            clip = self.transform.finish(part_THWC, flip)
+            clip = self.transform.finish(part_THWC, flip and not self.flip_later)
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
             cause = error.cause if isinstance(error, VideoError) else str(error)
             clip = torch.zeros(3, self.spec.frames, *[self.transform.size] * 2, dtype=torch.uint8)
-        about = {"label": self.manifest.label_index(row), "index": index, "path": row.path}
-        return {"clip": clip, **about, "valid": not cause, "cause": cause}
+        about = {"index": index, "path": row.path, "valid": not cause, "cause": cause, "clip": clip}
+        return about | {"label": self.manifest.label_index(row), "flip": flip and self.flip_later}
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -101,8 +105,8 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     bad = [(s["path"], s["cause"]) for s in samples if not s["valid"]]
     # Stacked as they lie in memory, T H W C; seen as ever.
     clips = guard.together([s["clip"].permute(1, 2, 3, 0) for s in samples], (0, 4, 1, 2, 3))
-    told = {name: torch.tensor([s[name] for s in samples]) for name in ("label", "index", "valid")}
-    return Batch(clips, told["label"], told["index"], told["valid"], bad)
+    told = [guard.small([s[name] for s in samples]) for name in ("label", "index", "valid", "flip")]
+    return Batch(clips, told[0], told[1], told[2], bad, told[3])
 
 
 @dataclass(eq=False)
@@ -126,6 +130,7 @@ class ShardedSampler:
             text = f"a batch of {self.global_batch} of {self.n} samples for {self.world} ranks"
             raise ConfigError(f"{text}: give one that they share equally, at most the data set")
         self.steps_per_epoch = (self.lanes or self).n // self.global_batch
+        self.share = self.global_batch // self.world
 
     def order(self, epoch: int) -> Any:
         """The order of an epoch's samples, the same on every rank: an array, or computed."""
@@ -133,13 +138,12 @@ class ShardedSampler:
         return self.lanes.order(seed) if self.lanes else shuffled(self.n, seed)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.global_batch // self.world
         epoch, step = divmod(self.start_step, self.steps_per_epoch)
         while True:
             order = self.order(epoch)
             for s in range(step, self.steps_per_epoch):
-                first = s * self.global_batch + self.rank * share
-                yield [(epoch, int(i)) for i in order[first : first + share]]
+                first = s * self.global_batch + self.rank * self.share
+                yield [(epoch, int(i)) for i in order[first : first + self.share]]
             epoch, step = epoch + 1, 0
 
 
@@ -148,8 +152,8 @@ def make_loader(
 ) -> guard.Loader:
     """This rank's batches, in order; two for each worker at most are read ahead."""
     pin, seed = torch.device(device).type == "cuda", hash((dataset.seed, sampler.rank))
-    room_bytes = sampler.global_batch // sampler.world * dataset.clip_bytes
-    return guard.Loader(dataset, sampler, collate, workers, seed, pin, room_bytes)
+    dataset, room = replace(dataset, flip_later=pin), sampler.share * dataset.clip_bytes
+    return guard.Loader(dataset, sampler, collate, workers, seed, pin, room)
 
 
 def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> guard.Loader:

@@ -65,8 +65,7 @@ def frames_at(
         if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
             if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
                 return torch.stack([clip[place] for place in places])
-    frames = _pyav(table, rows, upright)
-    for row, frame in zip(rows, frames):
+    for row, frame in zip(rows, frames := _pyav(table, rows, upright)):
         if frame.shape[:2] != (table.height, table.width):
             raise VideoError(table.path, f"frame {row} has another size", "Write it anew.")
     return torch.from_numpy(np.stack([frames[place] for place in places]))
@@ -155,9 +154,8 @@ def _check(table: FrameTable, rows: np.ndarray, damaged: np.ndarray) -> None:
     clean = table.start if len(table.ticks) else np.maximum.accumulate(key)
     for row in rows.tolist() if damaged.any() else ():
         since = order[clean[row]] if clean[row] else 0
-        for cause in np.flatnonzero(damaged & (order >= since) & (order <= order[row])):
-            text = f"frame {row} cannot be had: frame {cause} is damaged"
-            raise VideoError(table.path, text, AGAIN)
+        for i in np.flatnonzero(damaged & (order >= since) & (order <= order[row])):
+            raise VideoError(table.path, f"frame {row} cannot be had: frame {i} is damaged", AGAIN)
 
 
 def _decord(table: FrameTable, rows: np.ndarray) -> Tensor | None:

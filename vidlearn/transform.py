@@ -67,8 +67,7 @@ class ClipTransform:
 
     def finish(self, part_THWC: torch.Tensor, flip: bool) -> torch.Tensor:
         """Resize that part: uint8 [T, h, w, C] -> [C, T, size, size], in memory T H W C still."""
-        part_TCHW = part_THWC.permute(0, 3, 1, 2)
-        resized = interpolate(part_TCHW, (self.size, self.size), mode="bilinear")
+        resized = interpolate(part_THWC.permute(0, 3, 1, 2), (self.size,) * 2, mode="bilinear")
         return (resized.flip(-1) if flip else resized).transpose(0, 1)
 
     def __call__(self, clip_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -76,8 +75,7 @@ class ClipTransform:
         if clip_THWC.dtype != torch.uint8 or clip_THWC.ndim != 4 or 0 in clip_THWC.shape:
             got = f"{clip_THWC.dtype} {list(clip_THWC.shape)}"
             raise VidlearnError(f"the clip is {got}: give uint8 [T, H, W, C], none of them 0")
-        _, height, width, _ = clip_THWC.shape
-        (top, left, height, width), flip = self.draw(height, width, rng)
+        (top, left, height, width), flip = self.draw(clip_THWC.shape[1], clip_THWC.shape[2], rng)
         return self.finish(clip_THWC[:, top : top + height, left : left + width], flip)
 
 

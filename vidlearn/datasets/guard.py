@@ -122,6 +122,20 @@ def together(parts: list[torch.Tensor], axes: tuple[int, ...]) -> Any:
     return _Lent(*_address, shape, axes)
 
 
+class _Values(NamedTuple):
+    """What travels in place of a small tensor: a tensor would take a file and a connection."""
+
+    values: list[Any]
+
+    def __reduce__(self) -> Any:
+        return torch.tensor, (self.values,)
+
+
+def small(values: list[Any]) -> Any:
+    """A tensor of a few numbers; in a worker, what becomes one where it arrives."""
+    return torch.tensor(values) if _slot is None else _Values(values)
+
+
 def hold(path: str = "") -> None:
     """In a worker: this video is begun, or ("") none is in hand. Elsewhere it does nothing.
 

@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 from vidlearn.datasets import sequences, tars
+from vidlearn.datasets.canvas import Box, Drawing, at_once
+from vidlearn.datasets.canvas import canvas as _canvas
 from vidlearn.datasets.check import stamp, tried
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import FrameTable, open_video, upright
+from vidlearn.storage import FrameTable, open_video
 
 VERSION = 1  # of what stands in a row
 DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
-PLANAR = ("yuv420p", "yuvj420p")
 COLUMNS = ("pts_s", "ticks", "place", "bytes", "decode_order", "start", "is_key", "referenced")
 ROW = np.dtype([*zip(COLUMNS, ("f8", "i8", "i8", "i8", "i4", "i4", "?", "?"))])
 ABOUT = ("codec", "width", "height", "rotation_deg", "fps", "seekable", "why")
 TABLE = "path TEXT PRIMARY KEY, bytes INT, time_ns INT, content BLOB"
-Box = tuple[int, int, int, int]  # top, left, height, width
 Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
 
 
@@ -85,7 +85,8 @@ def _direct(
     row_of, groups, order = np.argsort(table.decode_order), table.start[wanted], table.decode_order
     part = np.empty((len(wanted), *box[2:], 3), np.uint8)
     number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
-    draw, size, sent, came = _canvas(table, box), (table.width, table.height), 0, 0
+    draw, n_waiting, waiting = _canvas(table, box, part), at_once(part), list[Drawing]()
+    sent, came, width, height = 0, 0, table.width, table.height
     context = _decoder(table.codec, table.head, os.getpid())
     try:
         with tars.reading(table.path) as file:
@@ -97,16 +98,20 @@ def _direct(
                 send = send[needed]
                 sent += len(send)
                 mark("read")
-                for packet in _packets(file.fileno(), table, send):
-                    mark("decode")
+                packets = _packets(file.fileno(), table, send)
+                mark("decode")
+                for packet in packets:
                     for frame in context.decode(packet):
                         came += 1
-                        if frame.is_corrupt or (frame.width, frame.height) != size:
+                        if frame.is_corrupt or frame.width != width or frame.height != height:
                             return None
                         if (i := number.pop(frame.pts, None)) is not None:
-                            mark("colour")
-                            draw(frame, part[i])
-                            mark("decode")
+                            waiting.append((i, frame))
+                            if len(waiting) == n_waiting or not number:
+                                mark("colour")
+                                draw(waiting)
+                                waiting.clear()
+                                mark("decode")
                 context.flush_buffers()  # and can begin another group
     except (av.FFmpegError, OSError):
         return None  # `decode` finds out what it is
@@ -117,20 +122,19 @@ def _direct(
     return part if np.array_equal(wanted, rows) else part[places]
 
 
-def _packets(file: int, table: PacketTable, rows: np.ndarray) -> Iterator[Any]:
+def _packets(file: int, table: PacketTable, rows: np.ndarray) -> list[Any]:
     """What the decoder is given for these rows, which are read at once; None at the end."""
     places, sizes = table.place[rows], table.bytes[rows]
     begin = int(places.min())
     end = int((places + sizes).max())
-    data = memoryview(os.pread(file, end - begin, begin))
-    if len(data) == end - begin:  # else the file has become shorter, and too few frames come
-        for place, size, tick in zip(
-            (places - begin).tolist(), sizes.tolist(), table.ticks[rows].tolist()
-        ):
-            packet = av.Packet(data[place : place + size])  # type: ignore[arg-type] # any buffer
-            packet.pts = tick
-            yield packet
-        yield None
+    data: Any = memoryview(os.pread(file, end - begin, begin))
+    if len(data) < end - begin:  # the file has become shorter, and too few frames come
+        return []
+    starts, ends = places - begin, places - begin + sizes
+    packets = [av.Packet(data[a:z]) for a, z in zip(starts.tolist(), ends.tolist())]
+    for packet, tick in zip(packets, table.ticks[rows].tolist()):
+        packet.pts = tick
+    return [*packets, None]
 
 
 @lru_cache(maxsize=2)  # each holds the pictures that others refer to
@@ -138,38 +142,6 @@ def _decoder(codec: str, head: bytes, _process: int) -> Any:
     context: Any = av.CodecContext.create(codec, "r")
     context.extradata, context.thread_count = head, 1
     return context
-
-
-def _canvas(table: FrameTable, box: Box) -> Callable[[Any, np.ndarray], None]:
-    """Draws the part of a PyAV frame as RGB. Four pixels share a colour, so it is cut in pairs."""
-    top, left, height, width = box
-    y, x = top // 2 * 2, left // 2 * 2
-    high, wide = (height + top - y + 1) // 2 * 2, (width + left - x + 1) // 2 * 2
-    cuts = [np.s_[y >> k : (y + high) >> k, x >> k : (x + wide) >> k] for k in (0, 1, 1)]
-    inside = np.s_[top - y : top - y + height, left - x : left - x + width]
-    made: dict[str, tuple[Any, list[np.ndarray]]] = {}
-
-    def lines(plane: Any) -> np.ndarray:
-        return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-
-    def draw(frame: Any, target_HWC: np.ndarray) -> None:
-        """This frame's part, into the target."""
-        kind = frame.format.name
-        if kind not in PLANAR or table.width % 2 or table.height % 2:
-            target_HWC[:] = upright(frame)[top : top + height, left : left + width]
-            return
-        if kind not in made:
-            small = av.VideoFrame(wide, high, kind)
-            small.color_range, small.colorspace = frame.color_range, frame.colorspace
-            planes = [lines(plane) for plane in small.planes]
-            made[kind] = small, [p[: high >> k, : wide >> k] for p, k in zip(planes, (0, 1, 1))]
-        small, planes = made[kind]
-        for source, plane, cut in zip(frame.planes, planes, cuts):
-            plane[:] = lines(source)[cut]
-        (rgb,) = small.reformat(format="rgb24", threads=1).planes
-        target_HWC[:] = lines(rgb)[:, : 3 * wide].reshape(high, wide, 3)[inside]
-
-    return draw
 
 
 def scan(path: str) -> FrameTable:
