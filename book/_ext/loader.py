@@ -23,10 +23,9 @@ SIDES = {
 HEAD = ("files", "loader", "CPU ms a clip", "times less CPU", "times faster", "CPU over the floor")
 
 
-def spread(three: list[float], digits: int = 1) -> str:
+def spread(three: list[float]) -> str:
     """Middle, least and greatest, as the tables of the book have them."""
-    middle, least, greatest = (f"{value:.{digits}f}" for value in three)
-    return f"{middle} ({least} to {greatest})"
+    return f"{three[0]:.1f} ({three[1]:.1f} to {three[2]:.1f})"
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
@@ -37,7 +36,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
             told = found["sides"][side]
             ratios = [spread(told[key]) for key in ("times_cpu", "times_wall")]
             ratios = ["", ""] if side == "published" else ratios
-            floor = spread(told["over_floor"], 2) if "over_floor" in told else ""
+            floor = f"{told['over_floor']:.2f}" if "over_floor" in told else ""
             made.append([FILES[name], label, f"{told['cpu_ms']:.1f}", *ratios, floor])
     return made
 
