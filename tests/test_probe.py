@@ -72,7 +72,8 @@ def run(tmp_path_factory):
     state = build(TINY, init_distributed())
     with torch.no_grad():
         state.model.target_encoder.norm.bias += 1.0
-    save(state, out)
+    with checkpoint.Writer() as writer:
+        save(state, out, writer)
     meta = {"config": TINY.to_json(), "step": 0}
     checkpoint.export_encoder(
         out / "encoder.safetensors", state.model.target_encoder.state_dict(), meta
