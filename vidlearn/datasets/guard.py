@@ -122,13 +122,11 @@ def together(parts: list[torch.Tensor], axes: tuple[int, ...]) -> Any:
     return _Lent(*_address, shape, axes)
 
 
-class _Values(NamedTuple):
-    """What travels in place of a small tensor: a tensor would take a file and a connection."""
-
-    values: list[Any]
+class _Values(list):
+    """What travels in place of a small tensor, which would take a file and a connection."""
 
     def __reduce__(self) -> Any:
-        return torch.tensor, (self.values,)
+        return torch.tensor, ([*self],)
 
 
 def small(values: list[Any]) -> Any:
