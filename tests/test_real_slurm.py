@@ -169,10 +169,10 @@ def test_a_dead_or_hung_rank_ends_the_job_within_a_minute(slurm, tmp_path, data,
     end, text, seconds = ended(slurm, folder, job)
     assert end["JobState"] == "FAILED" and seconds < 60, text
     if signal == "STOP":
-        assert re.search(r"rank 1 on n2 \(process \d+\) gave no sign for 2\d s, last at", text), (
+        assert re.search(r"rank 1 on n2 \(process \d+\) gave no sign for \d+ s, last at", text), (
             text
         )
-        assert "train_step" in (out / "stack-rank0.txt").read_text()
+        assert "in _steps" in (out / "stack-rank0.txt").read_text()
     else:
         assert re.search(r"n2: task 1: Killed|exitcode\s*: -9|rank 1 on n2", text), text
     print(f"{launch}, {signal}: {seconds:.0f} s")
