@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as td
 from ranks import end, run, start
 
 from vidlearn import checkpoint, step
 from vidlearn.datasets import open_data
 from vidlearn.datasets.synth import make
-from vidlearn.dist import init_distributed, shutdown, watch
+from vidlearn.dist import Dist, init_distributed, shutdown, watch
 from vidlearn.errors import VidlearnError
 from vidlearn.recipes import recipe
 from vidlearn.runlog import read_metrics
@@ -159,7 +160,7 @@ def test_a_rank_that_fails_ends_the_others(data, tmp_path, rank):
 
 
 def _slow(config, data, out):
-    """Rank 1 is slow at every step; rank 0 once waits for its data longer than a dead rank may."""
+    """Rank 1 is slow at every step; rank 0 once waits for its data longer than a rank may hang."""
     from vidlearn import train
 
     train.REPORT_S = 1.0
@@ -171,7 +172,7 @@ def _slow(config, data, out):
 
         def late(*args):
             for number, batch in enumerate(load(*args)):
-                time.sleep(2 * QUICK["DEAD_S"] if number == 30 else 0)
+                time.sleep(1.2 * QUICK["STUCK_S"] if number == 30 else 0)
                 yield batch
 
         train.load = late
@@ -193,6 +194,29 @@ def test_slow_is_not_dead_and_the_log_tells_who_is_slow(data, tmp_path):
     starved = next(row for row in rows if row[0] > 30)
     assert slow[1] == 1 and slow[2] < 40, rows
     assert starved[1] == 0 and starved[2] > 60, said
+
+
+def test_an_old_word_of_a_rank_that_waited_is_not_a_hang(tmp_path, monkeypatch):
+    """Rank 0 was long in want of data, gets on, and has no new word of rank 1, which waited."""
+    monkeypatch.setattr(watch, "_get_default_store", td.HashStore)
+    places = (Dist(rank, 2, rank, torch.device("cpu"), "torchrun") for rank in (0, 1))
+    one, two = (watch.Watch(place, tmp_path, print) for place in places)
+    two.store = one.store
+    one.at("data"), two.at("data"), two.at("others")
+    two.me["may_s"] = 0.01
+    two._tell()
+    assert one._talk() == ""
+    time.sleep(0.05)
+    one.at("others"), one.at("masks")
+    assert [one._talk() for _ in range(3)] == [""] * 3
+    two.at("masks")
+    two._tell()
+    assert one._talk() == ""
+    two.me["may_s"] = 0.01  # now it does hang, and says so itself
+    for said in ("", "rank 1 on"):
+        two._tell()
+        time.sleep(0.05)
+        assert one._talk()[:9] == said
 
 
 def _differ(config, data, out, how):

@@ -7,9 +7,10 @@ number of worker processes, and take turns. The files are some of the videos in 
 scaled to one size and encoded as H.264 with a key frame every 250 frames, as most videos from the
 net are; and their copies by `vidlearn data transcode`. Time is CPU time of all processes, from the
 start of the workers to their end, for a clip. Ours ends with uint8, which the device normalises;
-`normalised` says what that takes where the device is this CPU. The floor is what libavcodec alone
-takes for the pictures that must be decoded, their bytes in memory. The published loader is
-`published_loader.py`; its index is none, ours is made before.
+`normalised` says what that takes where the device is this CPU. The floor, which takes turns with
+the rest, is what libavcodec alone takes for the pictures that must be decoded, their bytes in
+memory, in as many processes at a time. The published loader is `published_loader.py`; its index is
+none, ours is made before.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from vidlearn.transform import ClipTransform, normalize
 SIZES = {"256": (340, 256), "720": (1280, 720), "1080": (1920, 1080)}
 VIDEOS, FRAMES, SIZE = 4, {"256": 300, "720": 240, "1080": 240}, 224
 NET = {"sc_threshold": "40", "mbtree": "1"}  # x264 as it is when nobody sets anything
-LONGER = 4  # times as many clips of layered copies, or the start of the workers would count most
+Clips = list[tuple[str, np.ndarray]]  # (file, rows) of each clip
 Keys = list[tuple[int, int]]  # (epoch, sample) of each clip
 
 
@@ -106,68 +108,69 @@ def orders(dataset: ClipDataset, keys: Keys) -> list[Order]:
     return [(table.path, rows, box, flip) for table, rows, box, flip in chosen]
 
 
-def floor_ms(clips: list[tuple[str, np.ndarray]]) -> float:
-    """CPU milliseconds a clip of libavcodec alone: the least of three."""
-    best = np.inf
-    for _ in range(3):
-        total = 0.0
-        for path, rows in clips:
-            table = frame_table(path)
-            wanted, first = {*table.ticks[rows].tolist()}, table.decode_order[table.start[rows[0]]]
-            spare = {*table.ticks[~table.referenced].tolist()} - wanted
-            last = table.decode_order[rows].max()
-            with open_video(path) as (container, stream):
-                packets = [*islice(container.demux(stream), int(last) + 1)][int(first) :]
-                packets = [packet for packet in packets if packet.pts not in spare]
-                began = time.process_time()
-                for packet in packets:
-                    packet.decode()
-                stream.codec_context.decode(None)
-                total += time.process_time() - began
-        best = min(best, 1e3 * total / len(clips))
-    return best
+def floor_s(clips: Clips) -> float:
+    """CPU seconds of libavcodec alone for the pictures that these clips need."""
+    total = 0.0
+    for path, rows in clips:
+        table = frame_table(path)
+        wanted, first = {*table.ticks[rows].tolist()}, table.decode_order[table.start[rows[0]]]
+        spare = {*table.ticks[~table.referenced].tolist()} - wanted
+        last = table.decode_order[rows].max()
+        with open_video(path) as (container, stream):
+            packets = [*islice(container.demux(stream), int(last) + 1)][int(first) :]
+            packets = [packet for packet in packets if packet.pts not in spare]
+            began = time.process_time()
+            for packet in packets:
+                packet.decode()
+            stream.codec_context.decode(None)
+            total += time.process_time() - began
+    return total
+
+
+def floor_ms(clips: Clips, workers: int) -> float:
+    """The same a clip in ms, with as many processes at work as the loaders have."""
+    shares = [clips[i::workers] for i in range(workers)]
+    with get_context("fork").Pool(workers) as pool:
+        return 1e3 * sum(pool.map(floor_s, shares, 1)) / len(clips)
 
 
 def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One size: both sides, and ours on the layered copies."""
     copies = folder_manifest(folder / f"{name}-layered")
-    n, sides = (args.clips if name == "256" else args.clips // 4), {}
+    n = args.clips if name == "256" else args.clips // 16
     keys = [(k // len(data), k % len(data)) for k in range(n)]
     batch = 8 if name == "256" else 4
     spec, look = ClipSpec(start_grid=4), ClipTransform(SIZE)
     plain, layered = (ClipDataset(d, spec, look, backend="auto") for d in (data, copies))
     for dataset in (plain, layered):
         index.build(dataset.manifest, jobs=1)
-    asked = orders(plain, keys)
+    asked, small = orders(plain, keys), orders(layered, keys)
     check(asked, ours(plain, keys, batch, 0))
     decord = ClipDataset(data, spec, look)
-    for path, *_ in asked:
-        frame_table(path)  # decord's way remembers tables while the process lives
-    sides = {
-        "published": lambda: published_loader(asked, SIZE, batch, args.workers),
-        "ours": lambda: ours(plain, keys, batch, args.workers),
-        "ours, normalised": lambda: normalised(ours(plain, keys, batch, args.workers)),
-        "ours, decord": lambda: ours(decord, keys, batch, args.workers),
-        "ours, layered": lambda: ours(layered, keys * LONGER, batch, args.workers),
+    for path, *_ in (*asked, *small):
+        assert frame_table(path).seekable  # and decord's way remembers it
+    more = max(1, args.clips // n)  # times the layered copies of large videos, or the start counts
+    sides: dict[str, tuple[Callable[[], Any], int]] = {
+        "published": (lambda: published_loader(asked, SIZE, batch, args.workers), n),
+        "ours": (lambda: ours(plain, keys, batch, args.workers), n),
+        "ours, normalised": (lambda: normalised(ours(plain, keys, batch, args.workers)), n),
+        "ours, decord": (lambda: ours(decord, keys, batch, args.workers), n),
+        "ours, layered": (lambda: ours(layered, keys * more, batch, args.workers), n * more),
     }
+    least = {"ours": asked, "ours, layered": small}
     rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    floors: dict[str, list[float]] = {side: [] for side in least}
     for number in range(args.pairs):
         for side in list(sides)[:: -1 if number % 2 else 1]:
-            rounds[side].append(timed(sides[side], n * (LONGER if side == "ours, layered" else 1)))
-    table = frame_table(copies.rows[0].path)
-    assert table.seekable, table.why
-    on_copies = [
-        (c, rows) for c, (_, rows, *_) in zip([copies.rows[i].path for _, i in keys], asked)
-    ]
-    floors = {
-        "ours": floor_ms([(path, rows) for path, rows, *_ in asked]),
-        "ours, layered": floor_ms(on_copies),
-    }
+            rounds[side].append(timed(*sides[side]))
+            if side in least:
+                clips = [(path, rows) for path, rows, *_ in least[side]]
+                floors[side].append(floor_ms(clips, args.workers))
     return {
         "pairs": args.pairs,
         "clips": n,
         "batch": batch,
-        "floor_ms": floors,
+        "floor_ms": {side: round(float(np.median(ms)), 2) for side, ms in floors.items()},
         "sides": summary(rounds, floors),
     }
 
@@ -182,18 +185,21 @@ def check(asked: list[Order], batches: Any) -> None:
         break
 
 
-def summary(rounds: dict[str, list[tuple[float, float]]], floors: dict[str, float]) -> Any:
+def spread(ratios: np.ndarray) -> list[float]:
+    """Middle, least, greatest."""
+    return [round(float(x), 2) for x in (np.median(ratios), ratios.min(), ratios.max())]
+
+
+def summary(rounds: dict[str, list[tuple[float, float]]], floors: dict[str, list[float]]) -> Any:
     """Medians, and the ratios of the pairs: middle, least, greatest."""
     base, told = np.array(rounds["published"]), {}
     for side, found in rounds.items():
         both = np.array(found)
         (cpu, wall), ratios = np.median(both, 0), base / both
         told[side] = {"cpu_ms": round(cpu, 2), "wall_ms": round(wall, 2)}
-        for k, what in enumerate(("times_cpu", "times_wall")):
-            spread = np.median(ratios[:, k]), ratios[:, k].min(), ratios[:, k].max()
-            told[side][what] = [round(float(x), 2) for x in spread]
+        told[side] |= {"times_cpu": spread(ratios[:, 0]), "times_wall": spread(ratios[:, 1])}
         if side in floors:
-            told[side]["over_floor"] = round(float(both[:, 0].min() / floors[side]), 3)
+            told[side]["over_floor"] = spread(both[:, 0] / floors[side])
     return told
 
 
@@ -201,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", nargs="+", choices=SIZES, default=[*SIZES])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=128, help="of 340 x 256; a quarter of others")
+    parser.add_argument("--clips", type=int, default=512, help="of 340 x 256; others: 1/16")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="folder for the videos; by default a new one")
     parser.add_argument("--out", type=Path, default=Path("book/_static/records/loader.json"))

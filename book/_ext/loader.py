@@ -23,9 +23,10 @@ SIDES = {
 HEAD = ("files", "loader", "CPU ms a clip", "times less CPU", "times faster", "CPU over the floor")
 
 
-def spread(three: list[float]) -> str:
+def spread(three: list[float], digits: int = 1) -> str:
     """Middle, least and greatest, as the tables of the book have them."""
-    return f"{three[0]:.1f} ({three[1]:.1f} to {three[2]:.1f})"
+    middle, least, most = (f"{x:.{digits}f}" for x in three)
+    return f"{middle} ({least} to {most})"
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
@@ -36,7 +37,7 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
             told = found["sides"][side]
             ratios = [spread(told[key]) for key in ("times_cpu", "times_wall")]
             ratios = ["", ""] if side == "published" else ratios
-            floor = f"{told['over_floor']:.2f}" if "over_floor" in told else ""
+            floor = spread(told["over_floor"], 2) if "over_floor" in told else ""
             made.append([FILES[name], label, f"{told['cpu_ms']:.1f}", *ratios, floor])
     return made
 

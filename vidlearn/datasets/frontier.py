@@ -31,9 +31,6 @@ from vidlearn.datasets.write import encode, scaled
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, FrameTable, iter_frames, open_video, upright
 
-# Name -> recipe, fast decoding?
-WAYS = {recipe + "-fast" * fast: (recipe, bool(fast)) for recipe in RECIPES for fast in (0, 1)}
-USUAL = ("gop250", "gop12", "gop12-fast", "intra", "layered", "layered-fast")
 FRAMES, STRIDE, SIZE, ON_GRID = 16, 4, 224, 4  # a training clip
 SPAN = (FRAMES - 1) * STRIDE + 1
 ORIGINAL, ANY = "original", " (any start)"
@@ -62,8 +59,9 @@ class _Excerpt:
 
 
 def measure(
-    data: Manifest, out: Path, *, ways: tuple[str, ...] = USUAL, videos: int = 4, clips: int = 24,
-    seconds: float = 20.0, short_side: int = 256, crf: float = 23.0, rounds: int = 3,
+    data: Manifest, out: Path, *, ways: tuple[str, ...] = (*RECIPES,), videos: int = 4,
+    clips: int = 24, seconds: float = 20.0, short_side: int = 256, crf: float = 23.0,
+    rounds: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the ways beside each other in `out`, time clips, delete them: what JSON shall hold.
@@ -82,7 +80,7 @@ def measure(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".frontier-", dir=out) as folder:
         chosen = _copied(chosen, plans, Path(folder), left_out, progress)
-        looser = [way + ANY for way in plans if WAYS[way][0] in GRID]
+        looser = [way + ANY for way in plans if way in GRID]
         found = {way: _weigh(chosen, way) for way in (ORIGINAL, *plans, *looser)}
         drawn = {way: _clips(chosen, way, clips) for way in found}
         for way, ms in _times_ms(drawn, rounds, min(SIZE, short_side)).items():
@@ -172,11 +170,11 @@ def save(found: Mapping[str, Any], out: Path) -> list[Path]:
 
 def _plans(ways: tuple[str, ...], short_side: int, crf: float) -> dict[str, Plan]:
     """Way -> how it is written."""
-    if unknown := [way for way in ways if way not in WAYS]:
-        raise ConfigError(f"--recipes {unknown[0]}: give some of {', '.join(WAYS)}")
+    if unknown := [way for way in ways if way not in RECIPES]:
+        raise ConfigError(f"--recipes {unknown[0]}: give some of {', '.join(RECIPES)}")
     if not ways:
-        raise ConfigError(f"--recipes: give at least one of {', '.join(WAYS)}")
-    return {way: Plan(WAYS[way][0], short_side, crf, WAYS[way][1]) for way in ways}
+        raise ConfigError(f"--recipes: give at least one of {', '.join(RECIPES)}")
+    return {way: Plan(way, short_side, crf) for way in ways}
 
 
 def _choose(data: Manifest, videos: int, seconds: float) -> tuple[list[_Excerpt], dict[str, str]]:

@@ -40,20 +40,22 @@ from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
 # stride 4 on that grid needs no B picture, one with stride 2 one in three. A pyramid, in which the
 # middle B picture is a reference, takes as many bytes and more pictures for every stride.
 LAYERS = "keyint=32:min-keyint=32:scenecut=0:bframes=3:b-adapt=0:b-pyramid=none:open-gop=0"
+FAST = {"tune": "fastdecode"}  # no CABAC, no deblocking, no weighted prediction
 RECIPES: dict[str, dict[str, Any]] = {
-    "layered": {"gop": 32, "b_frames": 3, "options": {"x264-params": LAYERS}},
+    "layered": {"gop": 32, "b_frames": 3, "options": {"x264-params": LAYERS, **FAST}},
+    "layered-small": {"gop": 32, "b_frames": 3, "options": {"x264-params": LAYERS}},
     "gop12": {"gop": 12},
+    "gop12-fast": {"gop": 12, "options": FAST},
     "intra": {"gop": 1, "b_frames": 0},
     "gop250": {"gop": 250},
 }
-GRID = {"layered": 4}  # frames between the starts of cheap clips, where not 1
-FAST = {"tune": "fastdecode"}  # no CABAC, no deblocking, no weighted prediction
+GRID = {"layered": 4, "layered-small": 4}  # frames between the starts of cheap clips, where not 1
 FLOOR_DB = 25.0  # least PSNR of a frame; at CRF 23, moving water has 30 and most videos 40
 # A frame that is so much nearer to the frame beside its own is that frame. In a still scene with
 # noise the encoder repeats pictures, which alone makes up to 5.5 dB, and 0.6 in the mean of eight.
 NEARER_DB, SHIFTED_DB, RUN = 6.0, 1.0, 8
 TICK = Fraction(1, 90000)  # for times that are no multiples of the source's unit
-VERSION = 1  # of the recipes: files of different versions are not mixed in one folder
+VERSION = 2  # of the recipes: files of different versions are not mixed in one folder
 STAMP, MANIFEST, BAD, PART = "transcode.json", "manifest.csv", "quarantine.jsonl", ".part"
 
 
@@ -64,7 +66,6 @@ class Plan:
     recipe: str = "layered"
     short_side: int = 256
     crf: float = 23.0
-    fast_decode: bool = False
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -86,10 +87,9 @@ class Plan:
 
 def settings_of(plan: Plan, table: FrameTable) -> dict[str, Any]:
     """What `encode` is told to write a video as planned; no video is made larger."""
-    how = dict(RECIPES[plan.recipe])
-    options = {**how.get("options", {}), **(FAST if plan.fast_decode else {})}
+    how = RECIPES[plan.recipe]
     short_side = 2 * (min(plan.short_side, table.height, table.width) // 2)
-    return {**how, "options": options, "short_side": short_side, "crf": plan.crf}
+    return {**how, "short_side": short_side, "crf": plan.crf}
 
 
 def transcode_all(

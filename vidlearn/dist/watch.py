@@ -81,6 +81,7 @@ class Watch:
         self.me |= {"count": 0, "beat": 0}
         self.began, self.took = time.monotonic(), defaultdict[str, Any](lambda: deque(maxlen=16))
         self.seen: dict[int, tuple[dict[str, Any], float, float]] = {}
+        self.behind: dict[str, int] = {}  # rank by its words -> its beat when it seemed to hang
         self.line = ThreadPoolExecutor(1, "watch's line")
         self.thread = threading.Thread(target=self._run, daemon=True, name="watch")
 
@@ -161,14 +162,18 @@ class Watch:
             x for r, text in enumerate(told) if (x := self._note(r, text))[0]["place"] != "done"
         ]
         least = min((row["count"] for row, *_ in noted), default=0)
-        failed, silent, stuck = [], [], []
+        failed, silent, stuck, behind = [], [], [], {}
         for row, silent_s, still_s in noted:
             if "failed" in row["place"]:
                 failed.append(f"{row['who']} {row['place']}")
             elif silent_s > DEAD_S:
                 silent.append(f"{row['who']} gave no sign for {silent_s:.0f} s, last {_at(row)}")
             elif row["count"] == least and still_s > row["may_s"]:
-                stuck.append(f"{row['who']} hangs for {still_s:.0f} s, {_at(row)}")
+                # It may have been waiting for one that got on since: its next word decides.
+                since = behind[row["who"]] = self.behind.get(row["who"], row["beat"])
+                if row["beat"] > since:
+                    stuck.append(f"{row['who']} hangs for {still_s:.0f} s, {_at(row)}")
+        self.behind = behind
         found = failed or silent or stuck
         text = "; ".join(found[:3]) + f" and {len(found) - 3} more" * (len(found) > 3)
         self.store.set("verdict", text)
