@@ -274,9 +274,34 @@ def test_frames_that_are_drawn_together_are_those_drawn_alone(
     for number, frame in drawings:
         frame.color_range = 1 + number % 2
     want = np.stack([upright(frame) for _, frame in drawings])[:, 3:40, 5:58]
-    part = np.zeros((11, 37, 53, 3), np.uint8)
-    canvas.canvas(table, box, part)(drawings)
-    assert np.array_equal(part, want) and not np.array_equal(part, truth)
+    made = canvas.Canvas(table, box, 11, lambda part: part)
+    for first in range(0, 11, made.at_once):
+        made.draw(drawings[first : first + made.at_once])
+    assert np.array_equal(made.clip, want) and not np.array_equal(made.clip, truth)
+
+
+def test_frames_are_finished_as_they_are_drawn(
+    usual: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part by part as all at once; each frame asked for twice is there twice."""
+    look, rows, box = ClipTransform(20), np.array([50, 3, 3, 27, 9, 10]), (2, 3, 30, 40)
+    seen = []
+
+    def finish(part_THWC: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part_THWC))
+        return look.finish(part_THWC, True)
+
+    table = index.scan(str(usual))
+    want = finish(index.part_at(str(usual), rows, box, table=table))
+    assert seen.pop() == 6
+    monkeypatch.setattr(canvas, "AT_ONCE", 3 * 30 * 40)
+    together = index.part_at(str(usual), rows, box, table=table, finish=finish)
+    assert seen == [5] and torch.equal(together, want)
+    monkeypatch.setattr(canvas, "TOGETHER", 0)
+    clip = index.part_at(str(usual), rows, box, table=table, finish=finish)
+    assert seen == [5, 3, 2] and clip.shape == (6, 20, 20, 3) and torch.equal(clip, want)
+    plain = index.part_at(str(usual), rows, box, table=table, finish=finish, backend="pyav")
+    assert seen == [5, 3, 2, 6] and torch.equal(plain, want)
 
 
 def test_frames_are_drawn_in_equal_parts() -> None:
@@ -288,7 +313,7 @@ def test_frames_are_drawn_in_equal_parts() -> None:
         (5, 512, 256): 2,
     }
     for (n, height, width), want in sizes.items():
-        assert canvas.at_once(np.empty((n, height, width, 3), np.uint8)) == want
+        assert canvas.at_once(n, height, width) == want
 
 
 def test_the_device_puts_the_bytes_in_order() -> None:

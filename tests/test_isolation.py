@@ -130,6 +130,19 @@ def test_a_run_loses_the_videos_that_end_its_workers_and_nothing_else(root, tmp_
     assert multiprocessing.active_children() == []
 
 
+def test_a_run_that_goes_on_does_not_try_them_again(root, tmp_path, plant):
+    deeds = dict(zip(paths_of(root)[1::6], CAUSES))
+    plant(deeds, seen := tmp_path / "seen")
+    train(replace(TINY, save_every=4), open_data(root), out := tmp_path / "run")
+    assert {*deeds} < {*seen.read_text().split()}
+    whole = losses(out)
+    (out / "checkpoints" / "step-00000008.pt").unlink()
+    seen.unlink()
+    train(replace(TINY, save_every=4), open_data(root), out)
+    assert losses(out) == whole and len(whole) == 8
+    assert not {*deeds} & {*seen.read_text().split()}
+
+
 def dataset(root):
     spec, small = ClipSpec(frames=4, stride_frames=2), ClipTransform(size=16)
     return ClipDataset(open_data(root), spec, small, seed=5)

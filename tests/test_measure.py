@@ -12,7 +12,7 @@ import torch
 
 import gpu_record
 from vidlearn import measure, transform
-from vidlearn.datasets import folder_manifest, index, open_data, parts_ms, write_manifest
+from vidlearn.datasets import canvas, folder_manifest, index, open_data, parts_ms, write_manifest
 from vidlearn.datasets.cost import Laps, needs
 from vidlearn.datasets.synth import draw, make
 from vidlearn.datasets.write import encode
@@ -236,14 +236,10 @@ def test_a_slow_part_of_loading_is_found(part, data, monkeypatch):
         return slowed
 
     where = {
-        "open": (index, "table_of"), "colour": (index, "_canvas"),
+        "open": (index, "table_of"), "colour": (canvas.Canvas, "draw"),
         "resize": (transform.ClipTransform, "finish"), "device": (transform, "normalize"),
     }[part]  # fmt: skip
-    if part == "colour":  # of each frame
-        real = index._canvas
-        monkeypatch.setattr(index, "_canvas", lambda *a: slow(real(*a)))
-    else:
-        monkeypatch.setattr(*where, slow(getattr(*where)))
+    monkeypatch.setattr(*where, slow(getattr(*where)))
     clips = data, TINY.clip_spec(), TINY.transform(True), TINY.input_norm
     parts = parts_ms(*clips, clips=3)
     assert max(parts, key=parts.get) == part and parts[part] > 25

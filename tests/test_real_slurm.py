@@ -7,6 +7,7 @@ cannot: SLURM's own parser, its names of nodes, its signals, its requeue.
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,19 @@ from vidlearn.datasets.synth import make
 WHY = why_not() if os.environ.get("VIDLEARN_SLURM") == "1" else "run by `make test-slurm`"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY), reason=WHY)]
 STEPS = 60
+ASK = """
+import sys, time, urllib.error, urllib.request
+open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+for _ in range(60):
+    try:
+        print(open_url(sys.argv[1]).status)
+        break
+    except urllib.error.HTTPError as error:
+        print(error.code)
+        break
+    except OSError:  # told before it listens
+        time.sleep(1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +118,25 @@ def test_one_gpu_and_its_probe(slurm, folder):
     assert "1 process(es)" in text and "ended with status 0" in text
     _, _, text = run(slurm, folder, "probe", f"runs/one_gpu-{job}")
     assert "random" in text and "pixels" in text
+
+
+def test_the_notebook_is_reached_from_the_login_host_and_ends_when_told(slurm, tmp_path, data):
+    """As `ssh -L` would: the log's host and port, with the log's token and without it."""
+    folder = site(tmp_path, data=data, gpus=1)
+    (folder / "root" / "jupyter_server_config.json").parent.mkdir()
+    (folder / "root" / "jupyter_server_config.json").write_text('{"ServerApp":{"allow_root":true}}')
+    with open(folder / "venv" / "bin" / "activate", "a") as f:
+        f.write(f"export JUPYTER_CONFIG_DIR={folder / 'root'} HOME={folder}\n")
+    job, told = slurm.submit(folder, "notebook"), None
+    while not (told := re.search(r":(n\d:\d+) .*?token=(\S+)", log(folder, "notebook", job), re.S)):
+        assert slurm.job(job)["JobState"] in RUNNING, log(folder, "notebook", job)
+        time.sleep(0.1)
+    address = f"http://{told[1]}/api/kernels"
+    assert slurm.run(sys.executable, "-c", ASK, address) == "403\n"
+    assert slurm.run(sys.executable, "-c", ASK, f"{address}?token={told[2]}") == "200\n"
+    assert told[2] not in slurm.run("ps", "-eo", "args")
+    slurm.run("scancel", job)
+    assert slurm.wait(job, 60)["JobState"] == "CANCELLED"
 
 
 @pytest.mark.parametrize("launch", ["srun", "torchrun"])

@@ -360,7 +360,7 @@ def test_folders_that_would_mix_sources_and_copies_are_refused(folder: Path) -> 
 
 def test_choices_that_cannot_be(folder: Path, tmp_path: Path) -> None:
     for words, text in (
-        ({"recipe": "raw"}, "--recipe 'raw': give one of layered, gop12"),
+        ({"recipe": "raw"}, "--recipe 'raw': give one of layered, layered-small"),
         ({"short_side": 15}, "--short-side 15: give an even number"),
         ({"crf": 52.0}, "--crf 52: give 0"),
     ):
@@ -371,7 +371,7 @@ def test_choices_that_cannot_be(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_copy_too_coarse_is_refused(source: Path, tmp_path: Path) -> None:
-    cause = rewrite(str(source), tmp_path / "a.mp4", Plan(crf=51))
+    cause = rewrite(str(source), tmp_path / "a.mp4", Plan("layered-small", crf=51))
     assert cause.startswith("frame ") and cause.endswith("less than 25: give a lower --crf")
 
 
@@ -403,4 +403,4 @@ def test_what_is_slow_to_read_is_left_out(made: Callable[[str], Path]) -> None:
     for recipe in RECIPES:
         fast = recipe in ("layered", "gop12-fast")
         data = made(recipe).read_bytes()
-        assert (b"cabac=0" in data) == (b"deblock=0" in data) == (b"weightp=0" in data) == fast
+        assert (b"cabac=0" in data) == (b"deblock=0" in data) == fast

@@ -3,14 +3,14 @@
     .venv/bin/python tools/bench_loader.py [--sets 256 720 1080] [--pairs 5] [--out FILE]
 
 Both sides load the same clips (16 frames, stride 4, 224 pixels) of the same files with the same
-number of worker processes, and take turns. The files are some of the videos in VIDLEARN_VIDEOS,
-scaled to one size and encoded as H.264 with a key frame every 250 frames, as most videos from the
-net are; and their copies by `vidlearn data transcode`. Time is CPU time of all processes, from the
-start of the workers to their end, for a clip. Ours ends with uint8, which the device normalises;
-`normalised` says what that takes where the device is this CPU. The floor, which takes turns with
-the rest, is what libavcodec alone takes for the pictures that must be decoded, their bytes in
-memory, in as many processes at a time. The published loader is `published_loader.py`; its index is
-none, ours is made before.
+number of worker processes, and take turns. The files are videos of VIDLEARN_VIDEOS, for 340 x 256
+also one of each class in VIDLEARN_LABELLED, scaled to one size and encoded as H.264 with a key
+frame every 250 frames, as most videos from the net are; and their copies by `vidlearn data
+transcode`. Time is CPU time of all processes, from the start of the workers to their end, for a
+clip. Ours ends with uint8, which the device normalises; `normalised` says what that takes where
+the device is this CPU. The floor, which takes turns with the rest, is what libavcodec alone takes
+for the pictures that must be decoded, their bytes in memory, in as many processes at a time. The
+published loader is `published_loader.py`; its index is none, ours is made before.
 """
 
 import argparse
@@ -35,24 +35,33 @@ from vidlearn.batch import ClipDataset, collate
 from vidlearn.datasets import Manifest, folder_manifest, guard, index, transcode
 from vidlearn.datasets.write import encode
 from vidlearn.sample import ClipSpec
-from vidlearn.storage import frame_table, iter_frames, open_video
+from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
 from vidlearn.transform import ClipTransform, normalize
 
 SIZES = {"256": (340, 256), "720": (1280, 720), "1080": (1920, 1080)}
-VIDEOS, FRAMES, SIZE = 4, {"256": 300, "720": 240, "1080": 240}, 224
+FRAMES, SIZE = {"256": 300, "720": 240, "1080": 240}, 224
 NET = {"sc_threshold": "40", "mbtree": "1"}  # x264 as it is when nobody sets anything
 Clips = list[tuple[str, np.ndarray]]  # (file, rows) of each clip
 Keys = list[tuple[int, int]]  # (epoch, sample) of each clip
 
 
-def sources() -> list[Path]:
-    """Some real videos of many frames, the same every time."""
+def sources(name: str) -> list[Path]:
+    """Real videos of 100 frames or more, wider than high, the same every time."""
     folder = Path(os.environ.get("VIDLEARN_VIDEOS", "../shared/videos/singles")) / "ok"
-    found = [p for p in sorted(folder.glob("*")) if frame_table(p).n_frames >= 100]
-    wide = [p for p in found if frame_table(p).width > frame_table(p).height]
-    if len(wide) < VIDEOS:
-        raise SystemExit(f"{folder}: {len(wide)} videos of 100 frames. Set VIDLEARN_VIDEOS")
-    return sorted(wide, key=lambda p: -frame_table(p).n_frames)[:VIDEOS]
+    labelled = Path(os.environ.get("VIDLEARN_LABELLED", "../shared/videos/ucf101-6"))
+    tables = [frame_table(path) for path in sorted(folder.glob("*"))]
+    found = [t for t in tables if t.n_frames >= 100 and t.width > t.height]
+    if len(found) < 4:
+        raise SystemExit(f"{folder}: {len(found)} videos of 100 frames. Set VIDLEARN_VIDEOS")
+    found.sort(key=lambda table: -table.n_frames)
+    if name != "256":
+        return [Path(table.path) for table in found[:4]]
+    longest: dict[str, FrameTable] = {}
+    for row in folder_manifest(labelled / "videos").rows:
+        table = frame_table(row.path)
+        if table.n_frames > (longest[row.label].n_frames if row.label in longest else 99):
+            longest[row.label] = table
+    return [Path(table.path) for table in (*found, *longest.values())]
 
 
 def scaled(source: Path, width: int, height: int, n: int) -> Iterator[np.ndarray]:
@@ -67,14 +76,21 @@ def scaled(source: Path, width: int, height: int, n: int) -> Iterator[np.ndarray
 
 def make(folder: Path, name: str) -> Manifest:
     """The videos of one size, their index, and their layered copies."""
-    for source in sources():
-        path = folder / name / f"{source.stem}.mp4"
+    for source in sources(name):
+        path = folder / name / f"{source.name}.mp4"
         if not path.exists():
             frames = scaled(source, *SIZES[name], FRAMES[name])
             encode(path, frames, 30.0, gop=250, b_frames=3, options=NET)
     data = folder_manifest(folder / name)
     transcode.transcode_all(data, folder / f"{name}-layered", transcode.Plan("layered", 256))
     return data
+
+
+def kbit_per_s(data: Manifest) -> list[int]:
+    """Of the files: mean, least, greatest."""
+    tables = [frame_table(row.path) for row in data.rows]
+    rates = np.array([8e-3 * t.bytes.sum() * t.fps / t.n_frames for t in tables])
+    return [round(float(x)) for x in (rates.mean(), rates.min(), rates.max())]
 
 
 def cpu_s() -> float:
@@ -168,6 +184,8 @@ def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -
                 floors[side].append(floor_ms(clips, args.workers))
     return {
         "pairs": args.pairs,
+        "files": len(data),
+        "kbit_per_s": kbit_per_s(data),
         "clips": n,
         "batch": batch,
         "floor_ms": {side: round(float(np.median(ms)), 2) for side, ms in floors.items()},

@@ -7,7 +7,7 @@ half and with twice the clips that they will have; they exchange two tensors of 
 gradients'; these are the parts, and the model predicts from them. Then they train together: that is
 the measurement. One alone is predicted from half and from three halves of its clips. All take turns
 step by step, and the lower quartile of a round counts: what others do on the cores is in both. The
-loader cases are one process with one worker on one core, or with a disk that is made up: it waits.
+loader cases are one process with one worker, or with a disk that is made up: it waits.
 """
 
 import argparse
@@ -57,6 +57,8 @@ NARROW = {"width": 24, "depth": 2, "pred_width": 24, "pred_depth": 1}
 LOADED: dict[str, dict[str, Any]] = {
     "laptop and its worker on one core": {"batch": 8},
     "narrow and its worker on one core": {"batch": 8, **NARROW},
+    "laptop and its worker, a core each": {"batch": 8},
+    "narrow and its worker, a core each": {"batch": 8, **NARROW},
     "laptop, a disk that takes half a step": {"batch": 8, "workers": 0},
     "narrow, a disk that takes two steps": {"batch": 8, "workers": 0, **NARROW},
 }
@@ -180,7 +182,7 @@ def disk(batch: Batch, wait_s: float) -> Iterator[Batch]:
 
 def loaded(name: str, data: Manifest) -> Iterator[dict[str, float]]:
     """One process: step and loader alone, what the model says of both, and both at once."""
-    config, shared = replace(recipe("laptop"), **LOADED[name]), name.endswith("one core")
+    config, shared = replace(recipe("laptop"), **LOADED[name]), name.endswith("on one core")
     torch.set_num_threads(config.threads)
     if shared and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -193,7 +195,7 @@ def loaded(name: str, data: Manifest) -> Iterator[dict[str, float]]:
     each_s = quiet(np.array([seconds(lambda: work(held)) for _ in range(TURNS)]))
     slow_s = each_s * (0.5 if name.endswith("half a step") else 2.0)
     while True:
-        loader = train.load(config, data, me) if shared else disk(held, slow_s)
+        loader = train.load(config, data, me) if config.workers else disk(held, slow_s)
         load = partial(next, loader)
         for _ in range(4):  # what was read ahead
             load()

@@ -7,6 +7,7 @@ Traded: a video that cannot be read leaves a named hole (`valid` False, zeros); 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,9 @@ class ClipDataset(Dataset):
         try:
             guard.hold(row.path)  # if it ends this worker, it is known
             table, chosen, box, flip = self.choose(epoch, index)
-            part_THWC = part_at(row.path, chosen, box, backend=self.backend, table=table)
-            clip = self.transform.finish(part_THWC, flip and not self.flip_later)
+            finish = partial(self.transform.finish, flip=flip and not self.flip_later)
+            how: dict[str, Any] = {"backend": self.backend, "table": table, "finish": finish}
+            clip = part_at(row.path, chosen, box, **how).permute(3, 0, 1, 2)
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
@@ -148,12 +150,16 @@ class ShardedSampler:
 
 
 def make_loader(
-    dataset: ClipDataset, sampler: ShardedSampler, *, workers: int = 0, device: Device = "cpu"
-) -> guard.Loader:
-    """This rank's batches, in order; two for each worker at most are read ahead."""
+    dataset: ClipDataset, sampler: ShardedSampler, *, workers: int = 0, device: Device = "cpu",
+    lost: dict[str, str] | None = None,
+) -> guard.Loader:  # fmt: skip
+    """This rank's batches, in order; two for each worker at most are read ahead.
+
+    `lost` (path -> cause): videos that have ended a worker before, which none tries again.
+    """
     pin, seed = torch.device(device).type == "cuda", hash((dataset.seed, sampler.rank))
     dataset, room = replace(dataset, flip_later=pin), sampler.share * dataset.clip_bytes
-    return guard.Loader(dataset, sampler, collate, workers, seed, pin, room)
+    return guard.Loader(dataset, sampler, collate, workers, seed, pin, room, lost or {})
 
 
 def eval_loader(dataset: ClipDataset, batch_size: int, workers: int = 0) -> guard.Loader:

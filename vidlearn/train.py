@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from vidlearn import checkpoint
 from vidlearn.batch import Batch, ClipDataset, ShardedSampler, make_loader, to_device
-from vidlearn.datasets import Manifest, Quarantine, lanes
+from vidlearn.datasets import Manifest, Quarantine, deadly, lanes
 from vidlearn.datasets.cost import Laps
 from vidlearn.dist import Dist, Watch, agree, clock, init_distributed, shares
 from vidlearn.errors import ConfigError, VidlearnError
@@ -74,8 +74,13 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator[Batch]:
-    """This rank's training batches without end, from a step on, on the rank's device."""
+def load(
+    c: Config, data: Manifest, dist: Dist, start_step: int = 0, lost: dict | None = None
+) -> Iterator[Batch]:
+    """This rank's training batches without end, from a step on, on the rank's device.
+
+    `lost`: path -> cause of videos that are not to be tried.
+    """
     if c.batch % (shares := dist.world * c.accumulate):
         text = f"--batch {c.batch} cannot be shared by {dist.world} processes"
         text += f" in {c.accumulate} parts each" * (c.accumulate > 1)
@@ -87,8 +92,8 @@ def load(c: Config, data: Manifest, dist: Dist, start_step: int = 0) -> Iterator
     dataset = ClipDataset(data, c.clip_spec(), c.transform(True), c.seed, c.backend)
     order = c.seed, start_step, lanes.of(data, c.batch, dataset.spec.clips)
     sampler = ShardedSampler(len(dataset), c.batch, dist.rank, dist.world, *order)
-    batches = make_loader(dataset, sampler, workers=c.workers, device=dist.device)
-    return iter(to_device(batches, dist.device))
+    how: dict[str, Any] = {"workers": c.workers, "device": dist.device, "lost": lost}
+    return iter(to_device(make_loader(dataset, sampler, **how), dist.device))
 
 
 def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None = None) -> dict:
@@ -105,7 +110,9 @@ def train(config: Config, data: Manifest, out: str | Path, *, dist: Dist | None 
     torch.set_num_threads(config.threads)
     state = build(config, dist)
     before = resume(state, out)
-    batches = load(config, data, dist, state.step) if state.step < config.steps else iter(())
+    left = state.step < config.steps
+    lost = deadly(out / "quarantine.jsonl")
+    batches = load(config, data, dist, state.step, lost) if left else iter(())
     log = RunLog(out, state.step, config, active=dist.is_main)
     where = f"{dist.world} process(es) on {dist.device}; {lanes.told(data, config.batch)}"
     begins = "goes on" if before else "starts"

@@ -29,6 +29,13 @@ def spread(three: list[float], digits: int = 1) -> str:
     return f"{middle} ({least} to {most})"
 
 
+def kind(name: str, found: dict[str, Any]) -> str:
+    """How many pairs, of how many files with how many kbit/s."""
+    mean, least, most = (f"{rate:,}" for rate in found["kbit_per_s"])
+    files = f"{found['files']} files of {FILES[name]} with {mean} kbit/s ({least} to {most})"
+    return f"{found['pairs']} of {files}"
+
+
 def rows(record: dict[str, Any]) -> list[list[str]]:
     """One row a kind of file and a side."""
     made = []
@@ -52,7 +59,7 @@ class Loader(SphinxDirective):
         record = json.loads(path.read_text("utf-8"))
         machine = record["machine"]
         sets = record["sets"].items()
-        pairs = ", ".join(f"{found['pairs']} of {FILES[name]}" for name, found in sets)
+        pairs = ", ".join(kind(name, found) for name, found in sets)
         told = (f"Measured on {machine['cores']} cores of an {machine['cpu']} that others share, "
                 f"{record['workers']} worker processes; pairs: {pairs}.")  # fmt: skip
         return [table(HEAD, rows(record)), nodes.paragraph("", told)]

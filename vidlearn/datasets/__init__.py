@@ -8,7 +8,7 @@ from vidlearn.datasets.cost import parts_ms, pictures_to_decode, plan, upkeep
 from vidlearn.datasets.files import read_manifest, write_manifest
 from vidlearn.datasets.folder import folder_manifest, open_data
 from vidlearn.datasets.manifest import Manifest, Row
-from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.datasets.quarantine import Quarantine, deadly
 from vidlearn.datasets.shuffle import shuffled
 from vidlearn.datasets.specs import COLUMN_NOTES, SPECS, Cell, DatasetSpec, table
 
@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "Quarantine",
     "Row",
+    "deadly",
     "folder_manifest",
     "open_data",
     "parts_ms",

@@ -1,13 +1,14 @@
 """Parts of decoded pictures, cut out before they become RGB, several at once.
 
-Input: a place in the frame, PyAV frames. Output: RGB pixels, the same as those of the whole frame.
-Traded: up to `AT_ONCE` pixels wait, so that they become RGB as one tall picture. Chapter 2.
+Input: a place in the frame, PyAV frames. Output: RGB pixels, the same as those of the whole frame,
+or what becomes of them, such as smaller pictures, while they are in the processor's cache. Traded:
+up to `AT_ONCE` pixels wait, so that they become RGB as one tall picture. Chapter 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -19,55 +20,87 @@ from vidlearn.storage import FrameTable, upright
 PLANAR = ("yuv420p", "yuvj420p")
 PLANES = (0, 1, 1)  # halvings of their sides: brightness has all pixels, colour every other
 AT_ONCE = 2**18  # pixels; more do not stay in the processor's cache
+TOGETHER = 2**21  # pixels; a clip of no more is finished as one, which takes fewer calls
 Box = tuple[int, int, int, int]  # top, left, height, width
 Drawing = tuple[int, Any]  # number of a frame in its clip, and the PyAV frame
+Finish = Callable[[Tensor], Tensor]  # uint8 [n, h, w, 3] -> [n, ...]; what it gets is overwritten
 
 
-def at_once(part_THWC: np.ndarray) -> int:
+def at_once(frames: int, height: int, width: int) -> int:
     """How many frames of a clip to draw at once: equal parts of it, as far as can be."""
-    frames, height, width, _ = part_THWC.shape
     parts = -(-frames * height * width // AT_ONCE)
     return -(-frames // min(parts, frames))
 
 
-def canvas(table: FrameTable, box: Box, part_THWC: np.ndarray) -> Callable[[list[Drawing]], None]:
-    """A function that draws frames of this video into a clip: what lies in the box, as RGB.
+class Canvas:
+    """Draws `frames` frames of a video, what lies in the box, as RGB, and finishes them: `clip`.
 
     Four pixels share a colour, so it is cut in pairs of rows and columns.
     """
-    top, left, height, width = box
-    y, x = top // 2 * 2, left // 2 * 2
-    high, wide = (height + top - y + 1) // 2 * 2, (width + left - x + 1) // 2 * 2
-    made: dict[Any, tuple[Any, list[np.ndarray]]] = {}
 
-    def blank(like: Any, n: int) -> tuple[Any, list[np.ndarray]]:
-        """A picture with room for n parts, one below the other, and its planes."""
-        tall = av.VideoFrame(wide, n * high, like.format.name)
-        tall.color_range, tall.colorspace = like.color_range, like.colorspace
-        return tall, [pixels(p, n, high >> k, wide >> k) for p, k in zip(tall.planes, PLANES)]
+    def __init__(self, table: FrameTable, box: Box, frames: int, finish: Finish) -> None:
+        top, left, height, width = self.box = box
+        self.left, self.finish, self.at_once = frames, finish, at_once(frames, height, width)
+        room = frames if frames * height * width <= TOGETHER else self.at_once
+        self.part_THWC, self.numbers = np.empty((room, height, width, 3), np.uint8), list[int]()
+        self.frames, self.clip = frames, cast(Tensor | None, None)
+        self.y, self.x = top // 2 * 2, left // 2 * 2
+        self.high = (height + top - self.y + 1) // 2 * 2
+        self.wide = (width + left - self.x + 1) // 2 * 2
+        self.even = table.width % 2 == table.height % 2 == 0
+        self.made: dict[Any, tuple[Any, list[np.ndarray]]] = {}
 
-    def draw(frames: list[Drawing]) -> None:
+    def draw(self, frames: list[Drawing]) -> None:
+        """Draw these, `at_once` at most, and at once if they are alike."""
         kind, *others = {(f.format.name, f.color_range, f.colorspace) for _, f in frames}
         if others:
             for drawing in frames:
-                draw([drawing])
-        elif kind[0] not in PLANAR or table.width % 2 or table.height % 2:
-            for number, frame in frames:
-                part_THWC[number] = upright(frame)[top : top + height, left : left + width]
+                self.draw([drawing])
+            return
+        part_THWC = self.part_THWC[len(self.numbers) :]
+        if kind[0] in PLANAR and self.even:
+            self._draw_alike(frames, kind, part_THWC)
         else:
-            if (kind, len(frames)) not in made:
-                made[kind, len(frames)] = blank(frames[0][1], len(frames))
-            tall, planes = made[kind, len(frames)]
-            for i, (_, frame) in enumerate(frames):
-                for plane, target, k in zip(frame.planes, planes, PLANES):
-                    _, rows, columns = target.shape
-                    target[i] = pixels(plane, 1, rows, columns, y >> k, x >> k)[0]
-            (rgb,) = tall.reformat(format="rgb24", threads=1).planes
-            drawn = pixels(rgb, len(frames), high, 3 * wide)[:, top - y :, 3 * (left - x) :]
-            for (number, _), image in zip(frames, drawn):
-                part_THWC[number] = image[:height, : 3 * width].reshape(height, width, 3)
+            top, left, height, width = self.box
+            for target, (_, frame) in zip(part_THWC, frames):
+                target[:] = upright(frame)[top : top + height, left : left + width]
+        self.numbers += [number for number, _ in frames]
+        self.left -= len(frames)
+        if not self.left or len(self.part_THWC) - len(self.numbers) < min(self.at_once, self.left):
+            self._finish()
 
-    return draw
+    def _finish(self) -> None:
+        done = self.finish(torch.from_numpy(self.part_THWC[: len(self.numbers)]))
+        if self.clip is None and self.numbers == [*range(self.frames)]:
+            self.clip = done
+            return
+        if self.clip is None:
+            self.clip = done.new_empty(self.frames, *done.shape[1:])
+        for number, image in zip(self.numbers, done):
+            self.clip[number] = image
+        self.numbers.clear()
+
+    def _draw_alike(self, frames: list[Drawing], kind: Any, part_THWC: np.ndarray) -> None:
+        top, left, height, width = self.box
+        tall, planes = self._blank(kind, len(frames))
+        for i, (_, frame) in enumerate(frames):
+            for plane, target, k in zip(frame.planes, planes, PLANES):
+                _, rows, columns = target.shape
+                target[i] = pixels(plane, 1, rows, columns, self.y >> k, self.x >> k)[0]
+        (rgb,) = tall.reformat(format="rgb24", threads=1).planes
+        drawn = pixels(rgb, len(frames), self.high, 3 * self.wide)
+        drawn = drawn[:, top - self.y :, 3 * (left - self.x) :]
+        for target, image in zip(part_THWC, drawn):
+            target[:] = image[:height, : 3 * width].reshape(height, width, 3)
+
+    def _blank(self, kind: Any, n: int) -> tuple[Any, list[np.ndarray]]:
+        """A picture of this kind with room for n parts, one below the other, and its planes."""
+        if (kind, n) not in self.made:
+            tall = av.VideoFrame(self.wide, n * self.high, kind[0])
+            tall.color_range, tall.colorspace = kind[1:]
+            shapes = [(n, self.high >> k, self.wide >> k) for k in PLANES]
+            self.made[kind, n] = tall, [pixels(p, *s) for p, s in zip(tall.planes, shapes)]
+        return self.made[kind, n]
 
 
 def mirrored(clips: Tensor, flip: Tensor | None) -> Tensor:

@@ -20,6 +20,8 @@ from vidlearn.errors import VideoError, VidlearnError
 from vidlearn.storage import FrameTable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidlearn.sample import ClipSpec
     from vidlearn.transform import ClipTransform
 
@@ -111,19 +113,21 @@ def parts_ms(
     from vidlearn.datasets.index import part_at  # these load torch
     from vidlearn.transform import normalize
 
+    def resize(part_THWC: Tensor) -> Tensor:
+        laps.mark("resize")
+        return look.finish(part_THWC, flip)
+
     rng, laps, done = np.random.default_rng(0), Laps(time.process_time), -1
     for number in rng.integers(0, len(data), clips + 1).tolist():
         laps.mark("open")
         try:
             table, rows = _clip_of(data, number, spec, rng)
             box, flip = look.draw(table.height, table.width, rng)
-            part = part_at(table.path, rows, box, table=table, mark=laps.mark)
+            clip = part_at(table.path, rows, box, table=table, finish=resize, mark=laps.mark)
         except VideoError:
             continue  # `vidlearn data check` names it
-        laps.mark("resize")
-        clip = look.finish(part, flip)
         laps.mark("copy")
-        batch = clip[None].clone()
+        batch = clip.permute(3, 0, 1, 2)[None].clone()
         laps.mark("device")
         normalize(batch, norm)
         laps.mark("")

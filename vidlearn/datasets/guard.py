@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from multiprocessing import connection, get_context
@@ -33,6 +33,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from vidlearn.datasets.quarantine import DEADLY
 from vidlearn.errors import VideoError, VidlearnError
 
 LIMIT_S = 300.0  # for a sample; the other ranks wait so long, and NCCL gives up after 600
@@ -179,8 +180,8 @@ def cause_of(process: BaseProcess, limit_s: float) -> str:
     process.join()
     code = process.exitcode or 0
     if code == -signal.SIGALRM:
-        return f"no answer in {limit_s:g} s"
-    return f"its decoder died ({'signal' if code < 0 else 'exit code'} {abs(code)})"
+        return f"{DEADLY[0]} in {limit_s:g} s"
+    return f"{DEADLY[1]} ({'signal' if code < 0 else 'exit code'} {abs(code)})"
 
 
 @dataclass(eq=False)
@@ -200,6 +201,7 @@ class Loader:
     seed: int = 0
     pin_memory: bool = False
     room_bytes: int = 0
+    poison: dict[str, str] = field(default_factory=dict)  # path -> cause: not to be tried again
     multiprocessing_context: str = METHOD
 
     def __len__(self) -> int:
@@ -209,7 +211,7 @@ class Loader:
         if not self.workers:
             yield from self._loader(self.batch_sampler)
             return
-        keys, pending, poison = iter(self.batch_sampler), deque[Any](), dict[str, str]()
+        keys, pending, poison = iter(self.batch_sampler), deque[Any](), dict(self.poison)
         forks, number = self.multiprocessing_context == "fork", next(_numbers)
         rooms = Rooms((2 * self.workers + 2) * (forks and self.room_bytes > 0), self.room_bytes)
         _rooms[number] = rooms
@@ -319,7 +321,7 @@ def _dead(batches: Any) -> dict[int, str]:
 def _check(found: dict[str, str], deaths: int, error: BaseException) -> None:
     """VidlearnError: videos do not explain these deaths (path or "" -> cause)."""
     if "" in found:
-        how = found[""].removeprefix("its decoder died ")
+        how = found[""].removeprefix(f"{DEADLY[1]} ")
         text = f"a loader worker died {how} with no video in hand"
         raise VidlearnError(f"{text}. {REMEDY}") from error
     if deaths > IN_A_ROW:

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from vidlearn.datasets import sequences, tars
-from vidlearn.datasets.canvas import Box, Drawing, at_once
-from vidlearn.datasets.canvas import canvas as _canvas
+from vidlearn.datasets.canvas import Box, Canvas, Drawing, Finish
 from vidlearn.datasets.check import stamp, tried
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
 from vidlearn.datasets.sequences import frame_table
@@ -57,35 +56,36 @@ class PacketTable(FrameTable):
 
 def part_at(
     path: str, rows: np.ndarray, box: Box, *, backend: str = "auto",
-    table: FrameTable | None = None, mark: Callable[[str], Any] = lambda _: None,
+    table: FrameTable | None = None, finish: Finish = lambda part: part,
+    mark: Callable[[str], Any] = lambda _: None,
 ) -> Tensor:  # fmt: skip
     """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
 
-    `backend` "auto" takes one read of the file where the table allows it, else PyAV. Errors are
-    those of `decode.frames_at`. `mark` hears what begins: read, decode, colour.
+    `finish` makes [n, ...] of some of them, and the result is of such. `backend` "auto" takes one
+    read of the file where the table allows it, else PyAV. Errors are those of `decode.frames_at`.
+    `mark` hears what begins: read, decode, colour.
     """
     table = table or scan(path)
     mark("decode")
     if backend == "auto" and isinstance(table, PacketTable):
-        if (part := _direct(table, rows, box, mark)) is not None:
-            return torch.from_numpy(part)
+        if (clip := _direct(table, rows, box, finish, mark)) is not None:
+            return clip
     how = "pyav" if backend == "auto" else backend
     frames = sequences.frames_at(path, rows, backend=how, table=table)
     top, left, height, width = box
-    return frames[:, top : top + height, left : left + width]
+    return finish(frames[:, top : top + height, left : left + width])
 
 
 def _direct(
-    table: PacketTable, rows: np.ndarray, box: Box, mark: Callable[[str], Any]
-) -> np.ndarray | None:
+    table: PacketTable, rows: np.ndarray, box: Box, finish: Finish, mark: Callable[[str], Any]
+) -> Tensor | None:
     """The same, or None where something else comes out than the index says."""
     wanted, places = np.unique(rows, return_inverse=True)
     if wanted[0] < 0 or wanted[-1] >= table.n_frames:
         return None
     row_of, groups, order = np.argsort(table.decode_order), table.start[wanted], table.decode_order
-    part = np.empty((len(wanted), *box[2:], 3), np.uint8)
     number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
-    draw, n_waiting, waiting = _canvas(table, box, part), at_once(part), list[Drawing]()
+    canvas, waiting = Canvas(table, box, len(wanted), finish), list[Drawing]()
     sent, came, width, height = 0, 0, table.width, table.height
     context = _decoder(table.codec, table.head, os.getpid())
     try:
@@ -107,9 +107,9 @@ def _direct(
                             return None
                         if (i := number.pop(frame.pts, None)) is not None:
                             waiting.append((i, frame))
-                            if len(waiting) == n_waiting or not number:
+                            if len(waiting) == canvas.at_once or not number:
                                 mark("colour")
-                                draw(waiting)
+                                canvas.draw(waiting)
                                 waiting.clear()
                                 mark("decode")
                 context.flush_buffers()  # and can begin another group
@@ -117,9 +117,9 @@ def _direct(
         return None  # `decode` finds out what it is
     finally:
         context.flush_buffers()
-    if number or came != sent:
+    if number or came != sent or canvas.clip is None:
         return None
-    return part if np.array_equal(wanted, rows) else part[places]
+    return canvas.clip if np.array_equal(wanted, rows) else canvas.clip[torch.from_numpy(places)]
 
 
 def _packets(file: int, table: PacketTable, rows: np.ndarray) -> list[Any]:
@@ -165,9 +165,9 @@ def scan(path: str) -> FrameTable:
     found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
     # Turns and colours may stand in the container alone: then the first frame comes out different.
     whole_frame = (0, 0, table.height, table.width)
-    alone = _direct(found, np.zeros(1, np.int64), whole_frame, lambda _: None)
-    whole = sequences.frames_at(path, [0], backend="pyav", table=table).numpy()
-    return found if alone is not None and np.array_equal(alone, whole) else table
+    alone = _direct(found, np.zeros(1, np.int64), whole_frame, lambda part: part, lambda _: None)
+    whole = sequences.frames_at(path, [0], backend="pyav", table=table)
+    return found if alone is not None and torch.equal(alone, whole) else table
 
 
 def index_file(source: str | os.PathLike[str]) -> Path:

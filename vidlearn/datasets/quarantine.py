@@ -12,6 +12,8 @@ from pathlib import Path
 
 from vidlearn.errors import VidlearnError
 
+DEADLY = ("no answer", "its decoder died")  # so begin the causes of videos that end a process
+
 
 @dataclass
 class Quarantine:
@@ -44,3 +46,10 @@ class Quarantine:
                 remedy = "Mend them, or raise --max-bad-share"
                 raise VidlearnError(f"{text} {path} names them. {remedy}")
         return len(self.names)
+
+
+def deadly(path: str | Path) -> dict[str, str]:
+    """Path -> cause of the videos in a quarantine, if there is one, that have ended a process."""
+    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return {row["path"]: row["cause"] for row in rows if row["cause"].startswith(DEADLY)}
