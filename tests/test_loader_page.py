@@ -26,16 +26,23 @@ def test_the_table_says_what_the_record_says():
     row = next(r for r in rows if r[:2] == ["340 x 256", "the same, from layered copies"])
     low, high = first["times_cpu"][1:]
     assert row[2] == f"{first['cpu_ms']:.1f}" and f"({low:.1f} to {high:.1f})" in row[3]
-    assert row[5] == f"{first['over_floor']:.2f}"
+    assert row[5] == page.spread(first["over_floor"], 2)
+    assert page.kind("256", record["sets"]["256"]).startswith(
+        "5 of 12 files of 340 x 256 with 222 "
+    )
 
 
 def test_the_sentences_of_the_page_hold_in_the_record():
     sets = json.loads((ROOT / "book" / page.RECORD).read_text("utf-8"))["sets"]
-    for name in ("720", "1080"):
-        assert sets[name]["sides"]["ours"]["over_floor"] < 1.2
-        assert sets[name]["sides"]["ours"]["times_cpu"][1] > 3
-    assert 1.3 < sets["256"]["sides"]["ours"]["over_floor"] < 1.45
-    assert 75 < sets["1080"]["sides"]["ours, layered"]["times_cpu"][0] < 87
+    sides = {name: found["sides"] for name, found in sets.items()}
+    for name, least in (("256", 2.2), ("720", 3), ("1080", 3)):
+        assert sides[name]["ours"]["over_floor"][0] < 1.2
+        assert sides[name]["ours"]["times_cpu"][0] > least
+        layered = sides[name]["ours, layered"]
+        assert 4 < layered["cpu_ms"] - sets[name]["floor_ms"]["ours, layered"] < 6
+        assert layered["over_floor"][1] > 1.8
+    assert sides["256"]["ours, layered"]["times_cpu"][1] > 8
+    assert sides["1080"]["ours, layered"]["times_cpu"][1] > 100
 
 
 def test_the_opponent_crops_whole_float_frames(tmp_path):

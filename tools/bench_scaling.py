@@ -113,6 +113,7 @@ class Pair:
         trained = [p.numel() for p in self.both.model.parameters() if p.requires_grad]
         self.gradients = sum(trained)
         self.halves = 2 if self.config.bf16_grads else 4
+        self.bucket = torch.zeros(self.gradients)
         self.calls = -(-4 * self.gradients // (Buckets.cap_mb << 20))
 
     def step(self, state: step.State, n: int) -> Callable[[], Any]:
@@ -120,12 +121,20 @@ class Pair:
         batch = clips(self.config, n, self.me.rank)
         return lambda: float(step.train_step(state, batch)["loss_sum"])
 
+    def halve(self) -> None:
+        """What becomes of the gradients before and after they travel as 2 bytes each."""
+        for i in range(0, self.gradients, part := Buckets.cap_mb << 18):
+            bucket = self.bucket[i : i + part]
+            bucket.copy_((bucket / self.me.world).bfloat16())
+
     def calls_of(self) -> dict[str, Callable[[], Any]]:
         """What takes turns."""
         kind, n = torch.bfloat16 if self.halves == 2 else torch.float32, self.config.batch
         small, large = (torch.ones(kib * 1024 // self.halves, dtype=kind) for kib in KIB)
         made = {f"alone {m}": self.step(self.alone, m) for m in (n // 4, n)}
         made |= {"small": lambda: td.all_reduce(small), "large": lambda: td.all_reduce(large)}
+        if self.halves == 2:
+            made["halve"] = self.halve
         made["both"] = self.step(self.both, n // 2)
         main = self.me.is_main
         one = {f"one {m}": self.step(self.alone, m) for m in (n // 2, n, 3 * n // 2)}
@@ -146,14 +155,17 @@ class Pair:
         # How far the slower of two that know nothing of each other is behind their mean.
         late = [quiet(x.max(0)) / s[m] - 1 for m, x in found.items() if "alone" in m]
         jitter = float(np.mean(late)) / scaling.slowest(2)
-        sent, bare = 2.0 * self.halves * self.gradients, 5 if self.config.var_cov else 1
-        parts = scaling.Parts(1 / slope_s, fixed_s, sent, self.calls, bare, hide=0.0)
+        sent, passes = 2.0 * self.halves * self.gradients, self.config.var_cov > 0
+        halve_s = s.get("halve", 0.0)
+        exchange = (sent, self.calls, 1 + 4 * passes, 0.0, halve_s, 2 + 2 * passes)
+        parts = scaling.Parts(1 / slope_s, fixed_s, *exchange)
         cluster = scaling.Cluster(node_gb_s=gb_s, hop_us=hop_us, jitter=jitter)
         two = scaling.predict(parts, cluster, n, 2)
         slope_s = (s[f"one {3 * n // 2}"] - s[f"one {n // 2}"]) / n
         alone = scaling.Parts(1 / slope_s, s[f"one {n // 2}"] - n / 2 * slope_s, 0, 1, 0, 0)
         return {
-            "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter, "update_ms": fixed_s * 1e3,
+            "halve_ms": halve_s * 1e3, "gb_s": gb_s, "hop_us": hop_us, "jitter": jitter,
+            "update_ms": fixed_s * 1e3,
             "predicted": two["clips_per_s"], "measured": n / s["both"],
             "parts_ms": parts_ms(two), "efficiency": two["efficiency"],
             "one_predicted": scaling.predict(alone, scaling.Cluster(), n, 1)["clips_per_s"],
@@ -245,7 +257,7 @@ def middle(rounds: list[dict[str, Any]], name: str = "") -> dict[str, Any]:
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """One case, of 2 processes and of 1."""
     told: dict[str, Any] = {"rounds": len(rounds), "two": middle(rounds)}
-    for name in ("gb_s", "hop_us", "jitter", "update_ms", "efficiency"):
+    for name in ("halve_ms", "gb_s", "hop_us", "jitter", "update_ms", "efficiency"):
         told[name] = float(f"{np.median([r[name] for r in rounds]):.3g}")
     told["parts_ms"] = {
         part: float(f"{np.median([r['parts_ms'][part] for r in rounds]):.3g}")

@@ -152,12 +152,12 @@ def draw(ways: Ways, other: Set[str] = frozenset(), title: str = "") -> Any:
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The table, from the smallest way on."""
-    yield (f"{'way':24s}{'kB/s of video':>14s}{'CPU ms a clip':>14s}{'least..most':>15s}"
+    yield (f"{'way':26s}{'kB/s of video':>14s}{'CPU ms a clip':>14s}{'least..most':>15s}"
            f"{'pictures':>10s}{'dB':>7s}")  # fmt: skip
     for name, way in sorted(found["ways"].items(), key=lambda w: _point(w[1])):
         spread = f"{way['cpu_ms_least']:.1f}..{way['cpu_ms_most']:.1f}"
         quality = f"{way['psnr_db']:.1f}" if way["psnr_db"] else "-"
-        yield (f"{name:24s}{way['bytes_per_s'] / 1e3:14.1f}{way['cpu_ms']:14.1f}{spread:>15s}"
+        yield (f"{name:26s}{way['bytes_per_s'] / 1e3:14.1f}{way['cpu_ms']:14.1f}{spread:>15s}"
                f"{way['pictures']:10.1f}{quality:>7s}{'  best' * way['best']}")  # fmt: skip
 
 

@@ -7,7 +7,7 @@ slow it. The page "Scaling" has the formulas, and holds them against measurement
 
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, inf, log2
+from math import ceil, inf, log2, sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ LINKS = {
 }  # fmt: skip
 REACHED, BUCKET_BYTES = 0.8, 25 * 2**20  # the latter of DistributedDataParallel
 UPDATE_BYTES = 52  # of memory a parameter: zeroing 4, clipping 12, AdamW 28, teacher 12, less 4
+HALVE_BYTES = 20  # the same with --bf16-grads: dividing 8, to 2 bytes 6, and back 6
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Parts(NamedTuple):
     calls: int  # collectives that they go by, one after the other
     bare: int  # small ones that a step waits for
     hide: float  # share of a clip's computing behind which gradients may travel
+    halve_s: float = 0.0  # what several ranks take to make 2 bytes of 4, and 4 of 2
+    waits: int = 1  # places in a step where all wait for the slowest
 
 
 def slowest(n: int) -> float:
@@ -86,14 +89,15 @@ def predict(p: Parts, c: Cluster, batch: int, gpus: int, accumulate: int = 1) ->
         text = f"{n} GPUs: a batch of {batch} needs one of its divisors"
         raise ConfigError(text + f", in {accumulate} equal passes" * (accumulate > 1))
     gb_s = min(c.node_gb_s or inf, c.net_gb_s or inf) if c.nodes > 1 else c.node_gb_s or inf
+    update_s = p.update_s + p.halve_s * (n > 1)
     clips_s, hops_s = batch / n / p.clips_per_s, 2 * ceil(log2(n)) * c.hop_us / 1e6
     sent_s = (n - 1) / n * p.sent_bytes / gb_s / 1e9 + p.calls * hops_s  # a ring's, a tree's
     # What is sent last has nothing to hide behind.
     seen_s = max(sent_s / p.calls, sent_s - p.hide * clips_s / accumulate)
     read_gb_s = min(c.nodes * (c.node_storage_gb_s or inf), c.storage_gb_s or inf)
     seconds = {
-        "compute": clips_s, "update": p.update_s, "network": seen_s + p.bare * hops_s,
-        "stragglers": c.jitter * (clips_s + p.update_s) * slowest(n),
+        "compute": clips_s, "update": update_s, "network": seen_s + p.bare * hops_s,
+        "stragglers": c.jitter * (clips_s + update_s) * slowest(n) * sqrt(p.waits),
         "loader": batch / c.nodes / (c.node_clips_per_s or inf),
         "storage": batch * c.clip_mb / 1e3 / read_gb_s,
     }  # fmt: skip
@@ -123,16 +127,19 @@ def scale(config: Config, told: dict[str, Any], c: Cluster, gpus: int, measured:
         raise ConfigError(f"{text} --net-gb-s, as all_reduce_perf of nccl-tests has them")
     cost, width = step_cost(config, min(told["clips_per_gpu"], 8)), 2 if config.bf16_grads else 4
     rate, kinds, trained = told["clips_per_s_per_gpu"], int(cost["kinds"]), cost["parameters"]
-    accumulate, bare = config.accumulate, 1 + 4 * kinds * (config.var_cov > 0)
+    accumulate, both = config.accumulate, kinds * (config.var_cov > 0)  # passes that wait
+    bare, waits = 1 + 4 * both, 2 + 2 * both  # the votes; gradients
     known_s = 0.0 if measured else UPDATE_BYTES * trained / memory / 1e9
     update_s = known_s if c.update_ms is None else c.update_ms / 1e3
     # DDP hides behind the backward pass of the last kind of masks.
     hide = 2 / 3 * (cost["context"] + cost["predictor"]) / cost["tflop"] / kinds
-    p = Parts(rate, update_s, 2 * width * trained, ceil(4 * trained / BUCKET_BYTES), bare, hide)
+    halve_s = HALVE_BYTES * trained / memory / 1e9 if config.bf16_grads else 0.0
+    calls = ceil(4 * trained / BUCKET_BYTES)
+    p = Parts(rate, update_s, 2 * width * trained, calls, bare, hide, halve_s, waits)
     if config.shard:  # blocks are gathered twice a pass while others compute; the teacher's once
         passes, blocks = kinds * accumulate, config.depth + config.pred_depth + 1
         sent, calls = passes * (8 + width) * trained, 3 * passes * blocks + config.depth
-        p = p._replace(sent_bytes=sent + 4 * cost["frozen"], calls=calls, hide=1.0)
+        p = p._replace(sent_bytes=sent + 4 * cost["frozen"], calls=calls, hide=1.0, halve_s=0.0)
     p = p if c.hide is None else p._replace(hide=c.hide)
     c = replace(c, node_gb_s=inside, net_gb_s=between)
 
