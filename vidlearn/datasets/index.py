@@ -61,9 +61,9 @@ def part_at(
 ) -> Tensor:  # fmt: skip
     """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
 
-    `finish` makes [n, ...] of some of them, and the result is of such. `backend` "auto" takes one
-    read of the file where the table allows it, else PyAV. Errors are those of `decode.frames_at`.
-    `mark` hears what begins: read, decode, colour.
+    `finish` turns some parts at a time into [n, ...], and these are given back. `backend` "auto"
+    takes one read of the file where the table allows it, else PyAV. Errors are those of
+    `decode.frames_at`. `mark` hears what begins: read, decode, colour.
     """
     table = table or scan(path)
     mark("decode")
