@@ -32,8 +32,8 @@ def spread(three: list[float], digits: int = 1) -> str:
 def kind(name: str, found: dict[str, Any]) -> str:
     """How many pairs, of how many files with how many kbit/s."""
     mean, least, most = (f"{rate:,}" for rate in found["kbit_per_s"])
-    files = f"{found['files']} files of {FILES[name]} with {mean} kbit/s ({least} to {most})"
-    return f"{found['pairs']} of {files}"
+    files = f"{found['files']} files of {FILES[name]} ({mean} kbit/s, {least} to {most})"
+    return f"{found['pairs']} from {files}"
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
