@@ -27,9 +27,7 @@ def test_the_table_says_what_the_record_says():
     low, high = first["times_cpu"][1:]
     assert row[2] == f"{first['cpu_ms']:.1f}" and f"({low:.1f} to {high:.1f})" in row[3]
     assert row[5] == page.spread(first["over_floor"], 2)
-    assert page.kind("256", record["sets"]["256"]).startswith(
-        "5 of 12 files of 340 x 256 with 222 "
-    )
+    assert page.kind("256", record["sets"]["256"]).startswith("5 from 12 files of 340 x 256 (222 ")
 
 
 def test_the_sentences_of_the_page_hold_in_the_record():
