@@ -36,6 +36,7 @@ def test_the_sentences_of_the_page_hold_in_the_record():
     for name, least in (("256", 2.2), ("720", 3), ("1080", 3)):
         assert sides[name]["ours"]["over_floor"][0] < 1.2
         assert sides[name]["ours"]["times_cpu"][0] > least
+        assert sides[name]["ours"]["times_cpu"][1] > least or name == "720"  # the page says so
         layered = sides[name]["ours, layered"]
         assert 4 < layered["cpu_ms"] - sets[name]["floor_ms"]["ours, layered"] < 6
         assert layered["over_floor"][1] > 1.8
