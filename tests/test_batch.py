@@ -42,7 +42,7 @@ class Whole:
     def draw(self, height, width, rng):
         return (0, 0, height, width), False
 
-    def finish(self, part_THWC, flip):
+    def resize(self, part_THWC):
         return part_THWC
 
 

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,26 +259,32 @@ def test_other_planes_and_odd_boxes(tmp_path: Path) -> None:
         assert torch.equal(part, truth[[4, 1], top : top + height, left : left + width])
 
 
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("pixels", [1, 5000, 2**18])
 def test_frames_that_are_drawn_together_are_those_drawn_alone(
-    pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pixels: int, flip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One tall picture, several, or one a frame: also where colours change within a file."""
     frames = np.random.default_rng(0).integers(0, 256, (11, 48, 64, 3), dtype=np.uint8)
     path = str(encode(tmp_path / "noise.mp4", frames, 25, crf=8))
-    truth = np.stack(list(iter_frames(path)))[:, 3:40, 5:58]
+    step = -1 if flip else 1
+    truth = np.stack(list(iter_frames(path)))[:, 3:40, 5:58][:, :, ::step]
     monkeypatch.setattr(canvas, "AT_ONCE", pixels)
     table, box = index.scan(path), (3, 5, 37, 53)
-    assert np.array_equal(index.part_at(path, np.arange(11), box, table=table).numpy(), truth)
+    for backend in ("auto", "pyav"):
+        how = {"table": table, "flip": flip, "backend": backend}
+        assert np.array_equal(index.part_at(path, np.arange(11), box, **how).numpy(), truth)
     with open_video(path) as (container, stream):
         drawings = [*enumerate(container.decode(stream))]
     for number, frame in drawings:
-        frame.color_range = 1 + number % 2
-    want = np.stack([upright(frame) for _, frame in drawings])[:, 3:40, 5:58]
-    made = canvas.Canvas(table, box, 11, lambda part: part)
-    for first in range(0, 11, made.at_once):
-        made.draw(drawings[first : first + made.at_once])
-    assert np.array_equal(made.clip, want) and not np.array_equal(made.clip, truth)
+        frame.color_range = 1 + number // 3 % 2
+    drawings[4] = 4, drawings[4][1].reformat(format="yuv444p")  # no canvas takes that at once
+    want = np.stack([upright(frame) for _, frame in drawings])[:, 3:40, 5:58][:, :, ::step]
+    for order in (drawings, drawings[::-1]):
+        made = canvas.Canvas(table, box, 11, lambda part: part, flip)
+        for drawing in order:
+            made.draw(*drawing)
+        assert np.array_equal(made.clip, want) and not np.array_equal(made.clip, truth)
 
 
 def test_frames_are_finished_as_they_are_drawn(
@@ -289,18 +296,19 @@ def test_frames_are_finished_as_they_are_drawn(
 
     def finish(part_THWC: torch.Tensor) -> torch.Tensor:
         seen.append(len(part_THWC))
-        return look.finish(part_THWC, True)
+        return look.resize(part_THWC)
 
     table = index.scan(str(usual))
-    want = finish(index.part_at(str(usual), rows, box, table=table))
+    want = finish(index.part_at(str(usual), rows, box, table=table)).flip(2)
     assert seen.pop() == 6
     monkeypatch.setattr(canvas, "AT_ONCE", 3 * 30 * 40)
-    together = index.part_at(str(usual), rows, box, table=table, finish=finish)
+    how: dict[str, Any] = {"table": table, "finish": finish, "flip": True}
+    together = index.part_at(str(usual), rows, box, **how)
     assert seen == [5] and torch.equal(together, want)
     monkeypatch.setattr(canvas, "TOGETHER", 0)
-    clip = index.part_at(str(usual), rows, box, table=table, finish=finish)
+    clip = index.part_at(str(usual), rows, box, **how)
     assert seen == [5, 3, 2] and clip.shape == (6, 20, 20, 3) and torch.equal(clip, want)
-    plain = index.part_at(str(usual), rows, box, table=table, finish=finish, backend="pyav")
+    plain = index.part_at(str(usual), rows, box, **how, backend="pyav")
     assert seen == [5, 3, 2, 6] and torch.equal(plain, want)
 
 

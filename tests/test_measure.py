@@ -237,7 +237,7 @@ def test_a_slow_part_of_loading_is_found(part, data, monkeypatch):
 
     where = {
         "open": (index, "table_of"), "colour": (canvas.Canvas, "draw"),
-        "resize": (transform.ClipTransform, "finish"), "device": (transform, "normalize"),
+        "resize": (transform.ClipTransform, "resize"), "device": (transform, "normalize"),
     }[part]  # fmt: skip
     monkeypatch.setattr(*where, slow(getattr(*where)))
     clips = data, TINY.clip_spec(), TINY.transform(True), TINY.input_norm

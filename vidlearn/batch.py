@@ -6,8 +6,8 @@ Traded: a video that cannot be read leaves a named hole (`valid` False, zeros); 
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class ClipDataset(Dataset):
     def __post_init__(self) -> None:
         check_backend(self.backend)  # here, not in a worker
         self._index = index_file(self.manifest.source)
+        self._ahead = dict[tuple[int, int], Any]()  # what `choose` gave for the batch in hand
         self.clip_bytes = 3 * self.spec.frames * self.transform.size**2
 
     def __len__(self) -> int:
@@ -88,10 +89,11 @@ class ClipDataset(Dataset):
         row, cause, flip = self.manifest.rows[index // self.spec.clips], "", False
         try:
             guard.hold(row.path)  # if it ends this worker, it is known
-            table, chosen, box, flip = self.choose(epoch, index)
-            finish = partial(self.transform.finish, flip=flip and not self.flip_later)
-            how: dict[str, Any] = {"backend": self.backend, "table": table, "finish": finish}
-            clip = part_at(row.path, chosen, box, **how).permute(3, 0, 1, 2)
+            chosen = self._ahead.pop((epoch, index), None) or self.choose(epoch, index)
+            table, frames, box, flip = chosen
+            how: dict[str, Any] = {"flip": flip and not self.flip_later, "backend": self.backend}
+            how |= {"table": table, "finish": self.transform.resize}
+            clip = part_at(row.path, frames, box, **how).permute(3, 0, 1, 2)
         except ConfigError:
             raise  # a wrong choice, not a bad video
         except VidlearnError as error:
@@ -99,6 +101,15 @@ class ClipDataset(Dataset):
             clip = torch.zeros(3, self.spec.frames, *[self.transform.size] * 2, dtype=torch.uint8)
         about = {"index": index, "path": row.path, "valid": not cause, "cause": cause, "clip": clip}
         return about | {"label": self.manifest.label_index(row), "flip": flip and self.flip_later}
+
+    def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
+        """The samples of a batch: all are chosen before a decoder takes the processor's cache."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        for epoch, index in pairs:
+            with suppress(VidlearnError):  # __getitem__ meets it again, and tells
+                guard.hold(self.manifest.rows[index // self.spec.clips].path)
+                self._ahead[epoch, index] = self.choose(epoch, index)
+        return [self[pair] for pair in pairs]
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

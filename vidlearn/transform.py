@@ -65,10 +65,10 @@ class ClipTransform:
             box = crop_box(height, width, rng, scale=self.scale, ratio=self.ratio)
         return box, self.train and rng.random() < self.flip
 
-    def finish(self, part_THWC: torch.Tensor, flip: bool) -> torch.Tensor:
-        """Resize that part: uint8 [T, h, w, C] -> [T, size, size, C]."""
+    def resize(self, part_THWC: torch.Tensor) -> torch.Tensor:
+        """That part in the size asked for: uint8 [T, h, w, C] -> [T, size, size, C]."""
         resized = interpolate(part_THWC.permute(0, 3, 1, 2), (self.size,) * 2, mode="bilinear")
-        return (resized.flip(-1) if flip else resized).permute(0, 2, 3, 1)
+        return resized.permute(0, 2, 3, 1)
 
     def __call__(self, clip_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """uint8 [T, H, W, C] -> uint8 [C, T, size, size]; the same rng gives the same result."""
@@ -77,7 +77,8 @@ class ClipTransform:
             raise VidlearnError(f"the clip is {got}: give uint8 [T, H, W, C], none of them 0")
         (top, left, height, width), flip = self.draw(clip_THWC.shape[1], clip_THWC.shape[2], rng)
         part_THWC = clip_THWC[:, top : top + height, left : left + width]
-        return self.finish(part_THWC, flip).permute(3, 0, 1, 2)
+        clip_THWC = self.resize(part_THWC)
+        return (clip_THWC.flip(2) if flip else clip_THWC).permute(3, 0, 1, 2)
 
 
 def normalize(clip_uint8: torch.Tensor, how: str = "imagenet") -> torch.Tensor:

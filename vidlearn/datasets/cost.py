@@ -115,7 +115,7 @@ def parts_ms(
 
     def resize(part_THWC: Tensor) -> Tensor:
         laps.mark("resize")
-        return look.finish(part_THWC, flip)
+        return look.resize(part_THWC)
 
     rng, laps, done = np.random.default_rng(0), Laps(time.process_time), -1
     for number in rng.integers(0, len(data), clips + 1).tolist():
@@ -123,7 +123,8 @@ def parts_ms(
         try:
             table, rows = _clip_of(data, number, spec, rng)
             box, flip = look.draw(table.height, table.width, rng)
-            clip = part_at(table.path, rows, box, table=table, finish=resize, mark=laps.mark)
+            how: dict[str, Any] = {"finish": resize, "flip": flip, "mark": laps.mark}
+            clip = part_at(table.path, rows, box, table=table, **how)
         except VideoError:
             continue  # `vidlearn data check` names it
         laps.mark("copy")

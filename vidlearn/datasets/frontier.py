@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -320,7 +319,7 @@ def _times_ms(
     def load(number: int, table: FrameTable, rows: np.ndarray) -> None:
         rng = np.random.default_rng((1, number))  # the same part of the picture in each way
         box, flip = look.draw(table.height, table.width, rng)
-        part_at(table.path, rows, box, table=table, finish=partial(look.finish, flip=flip))
+        part_at(table.path, rows, box, table=table, finish=look.resize, flip=flip)
 
     for turn in range(rounds):
         for way, todo in drawn.items():

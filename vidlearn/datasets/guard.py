@@ -110,7 +110,8 @@ class _Placed(Dataset):
         _room = None
         if keys.address is not None:
             _address, _room = keys.address, memoryview(self.memory[keys.address[1]])
-        return [self.dataset[key] for key in keys]
+        every = getattr(self.dataset, "__getitems__", None)  # as torch asks
+        return every(keys) if every else [self.dataset[key] for key in keys]
 
 
 def together(parts: list[torch.Tensor], axes: tuple[int, ...]) -> Any:

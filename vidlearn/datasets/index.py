@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vidlearn.datasets import sequences, tars
-from vidlearn.datasets.canvas import Box, Canvas, Drawing, Finish
+from vidlearn.datasets.canvas import Box, Canvas, Finish
 from vidlearn.datasets.check import stamp, tried
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
 from vidlearn.datasets.sequences import frame_table
@@ -53,39 +53,45 @@ class PacketTable(FrameTable):
     place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     head: bytes = b""
 
+    @cached_property
+    def row_of(self) -> np.ndarray:
+        """Place in the order of decoding -> row."""
+        return np.argsort(self.decode_order)
+
 
 def part_at(
     path: str, rows: np.ndarray, box: Box, *, backend: str = "auto",
-    table: FrameTable | None = None, finish: Finish = lambda part: part,
+    table: FrameTable | None = None, finish: Finish = lambda part: part, flip: bool = False,
     mark: Callable[[str], Any] = lambda _: None,
 ) -> Tensor:  # fmt: skip
     """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
 
-    `finish` turns some parts at a time into [n, ...], and these are given back. `backend` "auto"
-    takes one read of the file where the table allows it, else PyAV. Errors are those of
-    `decode.frames_at`. `mark` hears what begins: read, decode, colour.
+    `finish` turns some parts at a time into others, [n, ..., 3], and these are given back, with
+    `flip` left to right. `backend` "auto" takes one read of the file where the table allows it,
+    else PyAV. Errors are those of `decode.frames_at`. `mark` hears of read, decode and colour.
     """
     table = table or scan(path)
     mark("decode")
     if backend == "auto" and isinstance(table, PacketTable):
-        if (clip := _direct(table, rows, box, finish, mark)) is not None:
+        canvas = Canvas(table, box, len(np.unique(rows)), finish, flip)
+        if (clip := _direct(table, rows, canvas, mark)) is not None:
             return clip
     how = "pyav" if backend == "auto" else backend
     frames = sequences.frames_at(path, rows, backend=how, table=table)
     top, left, height, width = box
-    return finish(frames[:, top : top + height, left : left + width])
+    done = finish(frames[:, top : top + height, left : left + width])
+    return done.flip(2) if flip else done
 
 
 def _direct(
-    table: PacketTable, rows: np.ndarray, box: Box, finish: Finish, mark: Callable[[str], Any]
+    table: PacketTable, rows: np.ndarray, canvas: Canvas, mark: Callable[[str], Any]
 ) -> Tensor | None:
     """The same, or None where something else comes out than the index says."""
     wanted, places = np.unique(rows, return_inverse=True)
     if wanted[0] < 0 or wanted[-1] >= table.n_frames:
         return None
-    row_of, groups, order = np.argsort(table.decode_order), table.start[wanted], table.decode_order
+    row_of, groups, order = table.row_of, table.start[wanted], table.decode_order
     number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
-    canvas, waiting = Canvas(table, box, len(wanted), finish), list[Drawing]()
     sent, came, width, height = 0, 0, table.width, table.height
     context = _decoder(table.codec, table.head, os.getpid())
     try:
@@ -106,12 +112,9 @@ def _direct(
                         if frame.is_corrupt or frame.width != width or frame.height != height:
                             return None
                         if (i := number.pop(frame.pts, None)) is not None:
-                            waiting.append((i, frame))
-                            if len(waiting) == canvas.at_once or not number:
-                                mark("colour")
-                                canvas.draw(waiting)
-                                waiting.clear()
-                                mark("decode")
+                            mark("colour")
+                            canvas.draw(i, frame)
+                            mark("decode")
                 context.flush_buffers()  # and can begin another group
     except (av.FFmpegError, OSError):
         return None  # `decode` finds out what it is
@@ -165,7 +168,8 @@ def scan(path: str) -> FrameTable:
     found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
     # Turns and colours may stand in the container alone: then the first frame comes out different.
     whole_frame = (0, 0, table.height, table.width)
-    alone = _direct(found, np.zeros(1, np.int64), whole_frame, lambda part: part, lambda _: None)
+    canvas = Canvas(found, whole_frame, 1, lambda part: part)
+    alone = _direct(found, np.zeros(1, np.int64), canvas, lambda _: None)
     whole = sequences.frames_at(path, [0], backend="pyav", table=table)
     return found if alone is not None and torch.equal(alone, whole) else table
 
