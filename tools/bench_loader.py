@@ -1,16 +1,18 @@
 """Our loader against the published one, paired in one run: prints JSON, and writes the record.
 
-    .venv/bin/python tools/bench_loader.py [--sets 256 720 1080] [--pairs 5] [--out FILE]
+    .venv/bin/python tools/bench_loader.py [--sets 256 lean 720 1080 2160 hour] [--out FILE]
 
 Both sides load the same clips (16 frames, stride 4, 224 pixels) of the same files with the same
 number of worker processes, and take turns. The files are videos of VIDLEARN_VIDEOS, for 340 x 256
 also one of each class in VIDLEARN_LABELLED, scaled to one size and encoded as H.264 with a key
 frame every 250 frames, as most videos from the net are; and their copies by `vidlearn data
-transcode`. Time is CPU time of all processes, from the start of the workers to their end, for a
-clip. Ours ends with uint8, which the device normalises; `normalised` says what that takes where
-the device is this CPU. The floor, which takes turns with the rest, is what libavcodec alone takes
-for the pictures that must be decoded, their bytes in memory, in as many processes at a time. The
-published loader is `published_loader.py`; its index is none, ours is made before.
+transcode`. `lean` is 340 x 256 without the latter, `hour` one file of an hour that shows them all,
+one after the other, forwards and backwards. Time is CPU time of all processes, from the start of
+the workers to their end, for a clip. Ours ends with uint8, which the device normalises;
+`normalised` says what that takes where the device is this CPU. The floor, which takes turns with
+the rest, is what libavcodec alone takes for the pictures that must be decoded, their bytes in
+memory, in as many processes at a time. The published loader is `published_loader.py`; its index is
+none, ours is made before.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,12 @@ from vidlearn.sample import ClipSpec
 from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
 from vidlearn.transform import ClipTransform, normalize
 
-SIZES = {"256": (340, 256), "720": (1280, 720), "1080": (1920, 1080)}
-FRAMES, SIZE = {"256": 300, "720": 240, "1080": 240}, 224
+SMALL, SIZE = (340, 256), 224
+SIZES = {"256": SMALL, "lean": SMALL, "720": (1280, 720), "1080": (1920, 1080)}
+SIZES |= {"2160": (3840, 2160), "hour": SMALL}
+FRAMES = {"256": 300, "lean": 300, "720": 240, "1080": 240, "2160": 160, "hour": 30 * 3600}
+PAIRS = {"2160": 3, "hour": 3}  # others 5
+SHARE = {"256": 1, "lean": 1, "2160": 32, "hour": 4}  # of the clips, one in so many; others 16
 NET = {"sc_threshold": "40", "mbtree": "1"}  # x264 as it is when nobody sets anything
 Clips = list[tuple[str, np.ndarray]]  # (file, rows) of each clip
 Keys = list[tuple[int, int]]  # (epoch, sample) of each clip
@@ -54,8 +60,8 @@ def sources(name: str) -> list[Path]:
     if len(found) < 4:
         raise SystemExit(f"{folder}: {len(found)} videos of 100 frames. Set VIDLEARN_VIDEOS")
     found.sort(key=lambda table: -table.n_frames)
-    if name != "256":
-        return [Path(table.path) for table in found[:4]]
+    if name not in ("256", "hour"):
+        return [Path(table.path) for table in found[: 2 if name == "2160" else 4]]
     longest: dict[str, FrameTable] = {}
     for row in folder_manifest(labelled / "videos").rows:
         table = frame_table(row.path)
@@ -76,10 +82,13 @@ def scaled(source: Path, width: int, height: int, n: int) -> Iterator[np.ndarray
 
 def make(folder: Path, name: str) -> Manifest:
     """The videos of one size, their index, and their layered copies."""
-    for source in sources(name):
-        path = folder / name / f"{source.name}.mp4"
-        if not path.exists():
-            frames = scaled(source, *SIZES[name], FRAMES[name])
+    found, n = sources(name), FRAMES[name]
+    files = {f"{source.name}.mp4": [source] for source in found}
+    if name == "hour":
+        files, n = {"hour.mp4": found}, -(-n // len(found))
+    for file, shown in files.items():
+        if not (path := folder / name / file).exists():
+            frames = chain.from_iterable(scaled(source, *SIZES[name], n) for source in shown)
             encode(path, frames, 30.0, gop=250, b_frames=3, options=NET)
     data = folder_manifest(folder / name)
     transcode.transcode_all(data, folder / f"{name}-layered", transcode.Plan("layered", 256))
@@ -126,15 +135,21 @@ def orders(dataset: ClipDataset, keys: Keys) -> list[Order]:
 
 def floor_s(clips: Clips) -> float:
     """CPU seconds of libavcodec alone for the pictures that these clips need."""
-    total = 0.0
+    total, tables = 0.0, {path: frame_table(path) for path in {path for path, _ in clips}}
     for path, rows in clips:
-        table = frame_table(path)
-        wanted, first = {*table.ticks[rows].tolist()}, table.decode_order[table.start[rows[0]]]
-        spare = {*table.ticks[~table.referenced].tolist()} - wanted
-        last = table.decode_order[rows].max()
+        table, asked = tables[path], np.zeros(tables[path].n_frames, bool)
+        order, groups = table.decode_order, table.start[rows]
+        for start in np.unique(groups):  # up to the last picture that is wanted of each
+            asked |= (order >= order[start]) & (order <= order[rows[groups == start]].max())
+        wanted = np.isin(np.arange(len(asked)), rows)
+        ticks = {*table.ticks[asked & (table.referenced | wanted)].tolist()}
+        first = int(table.ticks[groups[0]])
         with open_video(path) as (container, stream):
-            packets = [*islice(container.demux(stream), int(last) + 1)][int(first) :]
-            packets = [packet for packet in packets if packet.pts not in spare]
+            container.seek(first, stream=stream)
+            read = container.demux(stream)
+            packets = [next(packet for packet in read if packet.pts == first)]
+            packets += [p for p in islice(read, int(np.ptp(order[asked]))) if p.pts in ticks]
+            assert len(packets) == len(ticks)
             began = time.process_time()
             for packet in packets:
                 packet.decode()
@@ -153,9 +168,9 @@ def floor_ms(clips: Clips, workers: int) -> float:
 def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One size: both sides, and ours on the layered copies."""
     copies = folder_manifest(folder / f"{name}-layered")
-    n = args.clips if name == "256" else args.clips // 16
+    n, pairs = args.clips // SHARE.get(name, 16), args.pairs or PAIRS.get(name, 5)
     keys = [(k // len(data), k % len(data)) for k in range(n)]
-    batch = 8 if name == "256" else 4
+    batch = 8 if SIZES[name] == SMALL else 4
     spec, look = ClipSpec(start_grid=4), ClipTransform(SIZE)
     plain, layered = (ClipDataset(d, spec, look, backend="auto") for d in (data, copies))
     for dataset in (plain, layered):
@@ -176,14 +191,14 @@ def compare(name: str, data: Manifest, folder: Path, args: argparse.Namespace) -
     least = {"ours": asked, "ours, layered": small}
     rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     floors: dict[str, list[float]] = {side: [] for side in least}
-    for number in range(args.pairs):
+    for number in range(pairs):
         for side in list(sides)[:: -1 if number % 2 else 1]:
             rounds[side].append(timed(*sides[side]))
             if side in least:
                 clips = [(path, rows) for path, rows, *_ in least[side]]
                 floors[side].append(floor_ms(clips, args.workers))
     return {
-        "pairs": args.pairs,
+        "pairs": pairs,
         "files": len(data),
         "kbit_per_s": kbit_per_s(data),
         "clips": n,
@@ -224,8 +239,8 @@ def summary(rounds: dict[str, list[tuple[float, float]]], floors: dict[str, list
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sets", nargs="+", choices=SIZES, default=[*SIZES])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=512, help="of 340 x 256; others: 1/16")
+    parser.add_argument("--pairs", type=int, help="by default 5, of the largest files 3")
+    parser.add_argument("--clips", type=int, default=512, help="of 340 x 256; of others fewer")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="folder for the videos; by default a new one")
     parser.add_argument("--out", type=Path, default=Path("book/_static/records/loader.json"))
