@@ -12,10 +12,11 @@ import pytest
 import videos
 from test_cli import inside
 
-from vidlearn.datasets import frontier, open_data
+from vidlearn.datasets import Manifest, Row, frontier, open_data, ways
 from vidlearn.datasets.frontier import draw, lines, measure, points, told
 from vidlearn.datasets.index import PacketTable, scan
 from vidlearn.datasets.synth import draw as film
+from vidlearn.datasets.transcode import Plan
 from vidlearn.datasets.write import encode
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import frame_table, iter_frames
@@ -69,6 +70,37 @@ def test_copies_are_compared_with_their_originals(found: dict[str, Any]) -> None
     ways = found["ways"]
     assert ways["original"]["psnr_db"] is None
     assert all(30 < ways[name]["psnr_db"] < 50 for name in WAYS)
+
+
+def test_ways_that_are_no_recipes(folder: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"clips": 4, "rounds": 1, "short_side": 64}
+    names = ("gop250", *ways.OTHERS)
+    found = measure(open_data(folder), tmp_path, ways=names, **few)["ways"]
+    assert [*found] == ["original", *names]
+    size = {name: way["bytes_per_s"] for name, way in found.items()}
+    assert size["gop250"] < size["gop250-fine"] < size["jpeg75"] < size["jpeg90"] < size["raw"]
+    assert size["raw"] == pytest.approx(64 * 64 * 1.5 * 30, rel=0.01)
+    near = {name: way["psnr_db"] for name, way in found.items() if way["psnr_db"]}
+    assert near["raw"] > 65 and min(near.values()) > 28 and near["gop250-fine"] > near["gop250"]
+    assert near["jpeg75"] < near["jpeg90"]
+    pictures = {name: way["pictures"] for name, way in found.items()}
+    assert pictures["raw"] == pictures["jpeg75"] == 16 and 60 < pictures["hevc"] < 92
+    assert list(tmp_path.iterdir()) == [], "the copies are deleted"
+
+
+def test_what_is_too_small_for_an_encoder_is_left_out(folder: Path, tmp_path: Path) -> None:
+    one = Manifest((Row(str(folder / "0.mp4")),), (), str(folder))
+    with pytest.raises(VidlearnError, match="48 lines are too few for hevc: 64; of 1 videos"):
+        measure(one, tmp_path, ways=("gop12", "hevc"), short_side=48)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_cannot_be_written_are_an_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "jpeg75").write_text("no folder")
+    table, plan = frame_table(folder / "0.mp4"), Plan("gop250", 48)
+    one = next(iter_frames(folder / "0.mp4"))
+    with pytest.raises(VideoError, match=r"jpeg75.*cannot be written"):
+        ways.keep("jpeg75", plan, table, [one], np.zeros(1), tmp_path / "jpeg75" / "0")
 
 
 def test_unusable_videos_are_named(found: dict[str, Any], folder: Path) -> None:
@@ -203,6 +235,6 @@ def test_a_full_disk_is_not_the_videos_fault(
     def full(path: Path, *_: Any, **__: Any) -> None:
         raise VideoError(path, "it cannot be written (No space left on device)")
 
-    monkeypatch.setattr(frontier, "encode", full)
+    monkeypatch.setattr(ways, "encode", full)
     with pytest.raises(VideoError, match="No space left"):
         measure(open_data(folder), tmp_path / "out", ways=("gop12",))

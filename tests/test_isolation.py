@@ -264,6 +264,21 @@ def test_check_goes_on_where_it_stopped(root, tmp_path, plant):
     assert opened() == opened(full=True) == []
 
 
+def test_what_has_become_good_is_no_longer_bad(root, tmp_path):
+    """And a file that is put back as it was has its old cause back."""
+    data, out = open_data(root), tmp_path / "bad.jsonl"
+    path = Path(paths_of(root)[2])
+    good = path.read_bytes()
+
+    def bad(content, time_ns):
+        path.write_bytes(content)
+        os.utime(path, ns=(time_ns, time_ns))
+        return [*check_all(data, out, jobs=1)]
+
+    assert [bad(good, 1), bad(b"nothing", 2), bad(good, 3)] == [[], [str(path)], []]
+    assert [bad(b"nothing", 2), bad(good, 3)] == [[str(path)], []]
+
+
 def test_all_frames_find_what_the_middle_one_does_not(tmp_path):
     path = write_video(tmp_path / "late.mp4", 48, movflags="faststart")
     data = bytearray(path.read_bytes())

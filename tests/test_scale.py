@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
@@ -21,8 +23,19 @@ from pyarrow import parquet
 
 from vidlearn.batch import ClipDataset, ShardedSampler, make_loader
 from vidlearn.cli import main
-from vidlearn.datasets import Manifest, Row, columns, open_data, read_manifest, write_manifest
-from vidlearn.datasets.adapters import KINDS, Listing, Seen
+from vidlearn.datasets import (
+    Manifest,
+    Row,
+    check,
+    columns,
+    index,
+    open_data,
+    read_manifest,
+    transcode,
+    write_manifest,
+)  # fmt: skip
+from vidlearn.datasets.adapters import KINDS, Listing
+from vidlearn.datasets.manifest import Seen
 from vidlearn.datasets.shuffle import EXACT, Shuffle, shuffled
 from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.sample import ClipSpec
@@ -77,6 +90,13 @@ def test_parquet_and_csv_are_one_manifest(tmp_path: Path, splits: str) -> None:
         }
         again = parts["test"].split("test") if "7 to 3" in how else parts["train"]
         assert {row.split for row in again.rows} <= {"train", "test"} and len(again)
+
+
+def test_each_video_once(tmp_path: Path) -> None:
+    csv, mapped = of(rows := some_rows(tmp_path), tmp_path)
+    paths = [*dict.fromkeys(row.path for row in rows)]
+    assert len(paths) < len(rows) and [*csv.paths] == [*mapped.paths] == paths
+    assert len(mapped.paths) == len(paths) and mapped.paths[3] == paths[3]
 
 
 def test_the_split_of_data_without_one_is_as_it_always_was() -> None:
@@ -329,11 +349,47 @@ def test_nothing_is_left_of_a_listing_that_fails(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def known_videos(folder: Path, n: int) -> Manifest:
+    """A mapped manifest of so many files that `check` has found good and `index` knows."""
+    folder.mkdir()
+    for i in range(n):
+        (folder / f"{i:060d}.mp4").touch()
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    file = write_manifest(folder / "m.parquet", (Row(path, "run") for path in paths))
+    lines = ({"path": p, "stamp": check.stamp(p), "full": False, "cause": ""} for p in paths)
+    check.journal_of(folder / "q").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    with sqlite3.connect(index.index_file(file)) as db:
+        db.execute(f"PRAGMA user_version = {index.VERSION}")
+        db.execute(f"CREATE TABLE videos ({index.TABLE})")
+        rows = ((os.path.basename(p), *(check.stamp(p) or ()), b"") for p in paths)
+        db.executemany("INSERT INTO videos VALUES (?, ?, ?, ?)", rows)
+    return read_manifest(file)
+
+
+@pytest.mark.parametrize("work", ["check", "index", "transcode"])
+def test_no_list_of_the_videos_is_held(
+    tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "BATCH", 250)  # rows that are objects at a time
+    peaks, few, many = [], 500, 4500
+    for n in (few, many):
+        data = known_videos(tmp_path / str(n), n)
+        out = tmp_path / f"{n}-copies"
+        does: dict[str, Callable[[], Any]] = {
+            "check": lambda data=data, n=n: check.check_all(data, tmp_path / str(n) / "q"),
+            "index": lambda data=data: index.build(data),
+            "transcode": lambda data=data, out=out: len(transcode.Targets(data, out)),
+        }
+        assert does[work]() in ({}, (n, 0, {}), n)  # and what is imported is there
+        peaks.append(peak_mib(does[work]))
+    assert (peaks[1] - peaks[0]) * 2**20 < 100 * (many - few), "bytes a video, whose path has 90"
+
+
 def test_what_was_seen_takes_few_bytes() -> None:
     seen = Seen()
     before = peak_mib(lambda: seen.add("warm"))
     peak = peak_mib(lambda: [seen.add(f"{i:060d}") for i in range(50_000)] and None)
-    assert peak - before < 3 and len(seen) == 50_001
+    assert peak - before < 3 and len(seen) == 50_001 and "warm" in seen and "cold" not in seen
     assert not seen.add("warm") and not seen.add(f"{7:060d}") and seen.add(f"{50_000:060d}")
     assert seen.add("\udce9") and not seen.add("\udce9") and len(seen) == 50_003
 

@@ -151,7 +151,7 @@ def test_everything_that_takes_paths_takes_those(sharded: Manifest, tmp_path, ca
     sizes = [tars.size_bytes(row.path) for row in sharded.rows]
     assert needs(sharded, 1, 1.0)["stored_bytes"] <= 28 * max(sizes)
     assert not transcode.transcode_all(small, tmp_path / "t", transcode.Plan(short_side=32), jobs=1)
-    assert len(transcode.saved(transcode.target_paths(small, tmp_path / "t"))) == 2
+    assert len(transcode.saved(transcode.Targets(small, tmp_path / "t"))) == 2
     loader = make_loader(
         ClipDataset(sharded, SPEC, SMALL, backend="auto"), ShardedSampler(28, 7), workers=2
     )

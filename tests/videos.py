@@ -185,6 +185,7 @@ TRUSTED: dict[str, Maker] = {
     "hevc.mp4": lambda p: write(p, 30, codec="libx265", options=CLOSED_HEVC),
     "vp9.webm": lambda p: write(p, 30, codec="libvpx-vp9"),
     "fragmented.mp4": lambda p: write(p, movflags="frag_keyframe+empty_moov"),
+    "raw.mkv": lambda p: write(p, codec="rawvideo"),
 }
 AWKWARD: dict[str, Maker] = {
     "close-keys.mp4": lambda p: write(

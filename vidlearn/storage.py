@@ -22,7 +22,8 @@ from vidlearn.errors import VideoError
 AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
-RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "mpeg2video", "ffv1", "prores"}
+RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video"}
+RESTART |= {"mjpeg", "ffv1", "prores", "rawvideo"}  # each picture stands alone
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
 FLAGS = ("key", "clean", "referenced", "hidden", "discard", "corrupt")
 PACKET = np.dtype([("pts", float), ("dts", float), ("bytes", "i8"), *((f, bool) for f in FLAGS)])

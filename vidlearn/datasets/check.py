@@ -11,17 +11,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from itertools import compress, islice
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from vidlearn.datasets import guard
 from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
-from vidlearn.datasets.manifest import MARK, Manifest, file_of
+from vidlearn.datasets.manifest import MARK, Manifest, Seen, file_of
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.sequences import frame_table, frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -50,28 +54,37 @@ def check_all(
     own = Path(data.source) / "manifest.csv" if Path(data.source).is_dir() else Path(data.source)
     if manifest and manifest.resolve() in {own.resolve(), out.resolve(), journal_of(out).resolve()}:
         raise ConfigError(f"{manifest}: would be written over. Choose another --manifest")
-    paths = list(dict.fromkeys(row.path for row in data.rows))
-    known = _known(journal_of(out), paths, full)
-    bad = {path: cause for path, cause in known.items() if cause}
+    known, bad = _known(journal_of(out), full), dict[str, str]()
+    new = np.ones(len(data.paths), bool)
+    for i, path in enumerate(data.paths):
+        if (told := known(path)) is not None:
+            new[i] = False
+            bad |= {path: told} if told else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    quarantine = Quarantine(out, len(paths), max_share=1.0)
+    quarantine = Quarantine(out, len(new), max_share=1.0)
     quarantine.add(list(bad.items()))
-    todo, work = [path for path in paths if path not in known], whole if full else middle
-    stamps = {path: stamp(path) for path in todo}  # before it is read: it may change meanwhile
+    stamps: dict[str, list[int] | None] = {}
+
+    def todo() -> Iterator[str]:
+        for path in compress(data.paths, new):
+            stamps[path] = stamp(path)  # before it is read: it may change meanwhile
+            yield path
+
+    found = tried(todo(), limit_s, jobs, whole if full else middle)
     with open(journal_of(out), "a") as journal:
-        for done, (path, cause) in enumerate(tried(todo, limit_s, jobs, work), len(known) + 1):
-            about = {"path": path, "stamp": stamps[path], "full": full, "cause": cause}
+        for done, (path, cause) in enumerate(found, len(new) - int(new.sum()) + 1):
+            about = {"path": path, "stamp": stamps.pop(path), "full": full, "cause": cause}
             journal.write(json.dumps(about) + "\n")
             journal.flush()
             if cause:
                 bad[path] = cause
                 quarantine.add([(path, cause)])
             if progress:
-                progress(done, len(paths))
+                progress(done, len(new))
     if manifest:
-        write_manifest(manifest, [row for row in data.rows if row.path not in bad])
-    return {path: bad[path] for path in paths if path in bad}
+        write_manifest(manifest, (row for row in data.rows if row.path not in bad))
+    return {path: bad[path] for path in data.paths if path in bad}
 
 
 def journal_of(out: Path) -> Path:
@@ -86,26 +99,39 @@ def stamp(path: str) -> list[int] | None:
     return info and [info.st_size, info.st_mtime_ns]
 
 
-def _known(journal: Path, paths: list[str], full: bool) -> dict[str, str]:
-    """path -> cause or "" of what was tried and has not changed since."""
-    if not journal.exists():
-        return {}
-    lines = journal.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):  # of a call that was killed
-        os.truncate(journal, sum(map(len, lines[:-1])))
-        lines.pop()
-    latest = {found["path"]: found for found in map(json.loads, lines) if found["full"] >= full}
-    known = {}
-    for path in paths:
-        found = latest.get(path)
-        if found and found["stamp"] and found["stamp"] == stamp(path):
-            known[path] = found["cause"]
+def _known(journal: Path, full: bool) -> Callable[[str], str | None]:
+    """What was found of a path that has not changed since: its cause, or ""; else None."""
+    good, bad, end = Seen(), dict[str, tuple[list[int], str]](), 0
+    with open(journal, "rb") if journal.exists() else nullcontext([b""]) as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break  # of a call that was killed
+            end += len(line)
+            found = json.loads(line)
+            if found["full"] < full:
+                continue
+            path = found["path"]
+            bad.pop(path, None)
+            if found["cause"]:
+                bad[path] = found["stamp"], found["cause"]
+            else:
+                good.add(f"{path} {found['stamp']}")
+    if journal.exists():
+        os.truncate(journal, end)
+
+    def known(path: str) -> str | None:
+        if not (now := stamp(path)):
+            return None
+        before, cause = bad.get(path, (None, ""))
+        return cause if before == now else "" if f"{path} {now}" in good else None
+
     return known
 
 
 def tried(
-    paths: list[str], limit_s: float = LIMIT_S, jobs: int | None = None, work: Work | None = None
-) -> Iterator[tuple[str, Any]]:
+    paths: Iterable[str], limit_s: float = LIMIT_S, jobs: int | None = None,
+    work: Work | None = None,
+) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """(path, what `work` says of it) as they come from so many processes; by default `middle`.
 
     Of a video that ended its process, why. VidlearnError: what no other video would change, such
@@ -113,7 +139,7 @@ def tried(
     """
     work = work or middle
     context: Any = get_context(guard.METHOD)
-    todo, busy = deque(paths), dict[Any, Any]()
+    todo, busy = iter(paths), dict[Any, Any]()  # taken when a process is free
 
     def start() -> Any:
         ours, theirs = context.Pipe()
@@ -122,16 +148,16 @@ def tried(
         theirs.close()  # so that its end is told when it dies
         return ours, process
 
-    def give(pipe: Any, process: Any) -> None:
-        pipe.send(path := todo.popleft() if todo else None)
+    def give(path: str | None, pipe: Any, process: Any) -> None:
+        pipe.send(path)
         if path is None:  # it ends
             process.join()
         else:
             busy[pipe] = process, path
 
     try:
-        for _ in range(min(jobs or cores(), len(todo))):
-            give(*start())
+        for path in islice(todo, jobs or cores()):
+            give(path, *start())
         while busy:
             for pipe in cast(list[Any], connection.wait(list(busy))):
                 process, path = busy.pop(pipe)
@@ -140,12 +166,12 @@ def tried(
                 except (EOFError, ConnectionResetError):
                     pipe.close()
                     cause = guard.cause_of(process, limit_s)
-                    if todo:
-                        give(*start())
+                    if (other := next(todo, None)) is not None:
+                        give(other, *start())
                 else:
                     if isinstance(cause, VidlearnError):
                         raise cause
-                    give(pipe, process)
+                    give(next(todo, None), pipe, process)
                 yield path, cause
     finally:
         for pipe, (process, _) in busy.items():

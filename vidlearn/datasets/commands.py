@@ -15,10 +15,10 @@ from typing import Literal
 from tyro.conf import Positional
 
 from vidlearn.datasets import synth as built_in
-from vidlearn.datasets.adapters import KINDS, Left, Listing, Seen
+from vidlearn.datasets.adapters import KINDS, Left, Listing
 from vidlearn.datasets.files import is_parquet, read_manifest, write_manifest
 from vidlearn.datasets.folder import open_data
-from vidlearn.datasets.manifest import file_of
+from vidlearn.datasets.manifest import Seen, file_of
 from vidlearn.errors import ConfigError
 
 
@@ -125,8 +125,7 @@ def check(
             found, out, manifest=manifest, limit_s=limit_s, jobs=jobs, full=full, progress=advance
         )
     print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
-    n = len({row.path for row in found.rows})
-    print(f"{n} videos, {len(bad)} unreadable" + f", listed in {out}" * bool(bad))
+    print(f"{len(found.paths)} videos, {len(bad)} unreadable" + f", listed in {out}" * bool(bad))
     return int(bool(bad))
 
 
@@ -171,11 +170,12 @@ def transcode(
     found, plan = open_data(data), copies.Plan(recipe, short_side, crf)
     with _progress() as advance:
         bad = copies.transcode_all(found, out, plan, jobs=jobs, progress=advance)
-    done = {a: b for a, b in copies.target_paths(found, out).items() if a not in bad}
+    targets = copies.Targets(found, out)
+    n = len(targets) - len(bad)
     print(*(f"{path}: {cause}" for path, cause in bad.items()), sep="\n", end="\n" * bool(bad))
     unreadable = f", {len(bad)} unreadable, listed in {out / copies.BAD}" * bool(bad)
-    print(f"{out / copies.MANIFEST}: {len(done)} videos{unreadable}")
-    print(*(copies.saved(done, plan.grid) if done else ()), sep="\n")
+    print(f"{out / copies.MANIFEST}: {n} videos{unreadable}")
+    print(*(copies.saved(targets, bad, plan.grid) if n else ()), sep="\n")
     return int(bool(bad))
 
 

@@ -1,4 +1,4 @@
-"""Bytes against milliseconds: some of your videos, kept in every way that `transcode` knows.
+"""Bytes against milliseconds: some of your videos, kept in many ways (`ways`).
 
 Input: a manifest. Output: for the files as they are and for each way, bytes a second of video, CPU
 time of a training clip, and how far the pictures are from the original; a table, JSON, a figure.
@@ -26,15 +26,15 @@ import numpy as np
 
 from vidlearn.datasets.cost import pictures_to_decode
 from vidlearn.datasets.manifest import MARK, Manifest
-from vidlearn.datasets.transcode import GRID, RECIPES, Plan, psnr_db, settings_of
-from vidlearn.datasets.write import encode, scaled
+from vidlearn.datasets.transcode import GRID, RECIPES, Plan
+from vidlearn.datasets.ways import WAYS, keep
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, FrameTable, iter_frames, open_video, upright
 
 FRAMES, STRIDE, SIZE, ON_GRID = 16, 4, 224, 4  # a training clip
 SPAN = (FRAMES - 1) * STRIDE + 1
 ORIGINAL, ANY = "original", " (any start)"
-COMPARED, TRIED = 8, 25  # every so many frames; so many videos are looked at for each wanted
+TRIED = 25  # so many videos are looked at for each wanted
 Ways = Mapping[str, tuple[float, float]]  # name -> bytes a second, CPU ms a clip
 
 
@@ -169,12 +169,12 @@ def save(found: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def _plans(ways: tuple[str, ...], short_side: int, crf: float) -> dict[str, Plan]:
-    """Way -> how it is written."""
-    if unknown := [way for way in ways if way not in RECIPES]:
-        raise ConfigError(f"--recipes {unknown[0]}: give some of {', '.join(RECIPES)}")
+    """Way -> side and CRF, and of a recipe how it is written."""
+    if unknown := [way for way in ways if way not in WAYS]:
+        raise ConfigError(f"--recipes {unknown[0]}: give some of {', '.join(WAYS)}")
     if not ways:
-        raise ConfigError(f"--recipes: give at least one of {', '.join(RECIPES)}")
-    return {way: Plan(way, short_side, crf) for way in ways}
+        raise ConfigError(f"--recipes: give at least one of {', '.join(WAYS)}")
+    return {way: Plan(way if way in RECIPES else "gop250", short_side, crf) for way in ways}
 
 
 def _choose(data: Manifest, videos: int, seconds: float) -> tuple[list[_Excerpt], dict[str, str]]:
@@ -216,7 +216,7 @@ def _copied(
     for number, excerpt in enumerate(chosen):
         try:
             for count, (way, plan) in enumerate(plans.items(), 1):
-                _write(excerpt, way, plan, folder / way / f"{number}.mp4")
+                _write(excerpt, way, plan, folder / way / str(number))
                 if progress:
                     progress(number * len(plans) + count, len(chosen) * len(plans))
         except VideoError as error:
@@ -257,30 +257,12 @@ def _frames(excerpt: _Excerpt) -> Iterator[np.ndarray]:
                 return
 
 
-def _write(excerpt: _Excerpt, way: str, plan: Plan, path: Path) -> None:
+def _write(excerpt: _Excerpt, way: str, plan: Plan, stem: Path) -> None:
     """Write the excerpt in this way, and compare some of its frames."""
-    from vidlearn.datasets.index import scan
-
-    table, kept = excerpt.table, []
-    how = settings_of(plan, table)
-    half = how["short_side"] / min(table.height, table.width) / 2
-    width, height = 2 * round(table.width * half), 2 * round(table.height * half)
-
-    def watched() -> Iterator[np.ndarray]:
-        for row, image in enumerate(_frames(excerpt)):
-            if row % COMPARED == 0:
-                kept.append(scaled(image, width, height).to_ndarray())
-            yield image
-
-    times_s = table.pts_s[excerpt.first : excerpt.stop] - table.pts_s[excerpt.first]
-    encode(path, watched(), table.fps, times_s=times_s, **how)
-    excerpt.copies[way] = scan(str(path))
-    with open_video(path) as (container, stream):
-        new = (frame.to_ndarray() for frame in container.decode(stream))
-        compared = [copy for row, copy in enumerate(new) if row % COMPARED == 0]
-    if excerpt.copies[way].n_frames != len(times_s):
-        raise VideoError(table.path, f"its copy {way} has {excerpt.copies[way].n_frames} frames")
-    excerpt.psnr_db[way] = float(np.mean([psnr_db(a, b) for a, b in zip(kept, compared)]))
+    table, first, stop = excerpt.table, excerpt.first, excerpt.stop
+    times_s = table.pts_s[first:stop] - table.pts_s[first]
+    kept = keep(way, plan, table, _frames(excerpt), times_s, stem)
+    excerpt.copies[way], excerpt.psnr_db[way] = kept
 
 
 def _weigh(chosen: list[_Excerpt], way: str) -> dict[str, Any]:

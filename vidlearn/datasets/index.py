@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -294,19 +296,16 @@ def build(
     """
     target, bad = index_file(data.source), {}
     part = target.with_name(f".{target.name}.part")  # a call that was cut goes on with it
-    paths = [p for p in dict.fromkeys(row.path for row in data.rows) if not MARK.fullmatch(p)]
     if _opened(target) and not part.exists():
-        part.write_bytes(target.read_bytes())
+        shutil.copyfile(target, part)
     with closing(sqlite3.connect(part)) as db:
         try:
             db.execute(f"PRAGMA user_version = {VERSION}")
             db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
         except sqlite3.Error as error:
             raise ConfigError(f"{part}: is no index ({error}). Delete it") from error
-        known = {
-            path: stamp for path, *stamp in db.execute("SELECT path, bytes, time_ns FROM videos")
-        }
-        todo = [p for p in paths if known.get(_key(p, target)) != stamp(p)]
+        videos, new = _unknown(db, data, target)
+        todo, n_new = compress(data.paths, new), int(new.sum())
         try:
             for done, (path, found) in enumerate(tried(todo, jobs=jobs, work=_scanned), 1):
                 if isinstance(found, str):
@@ -317,8 +316,20 @@ def build(
                 if done % 256 == 0:
                     db.commit()
                 if progress:
-                    progress(len(paths) - len(todo) + done, len(paths))
+                    progress(videos - n_new + done, videos)
         finally:
             db.commit()
     os.replace(part, target)
-    return len(paths) - len(bad), len(todo) - len(bad), bad
+    return videos - len(bad), n_new - len(bad), bad
+
+
+def _unknown(db: sqlite3.Connection, data: Manifest, target: Path) -> tuple[int, np.ndarray]:
+    """How many videos there are, and bool [paths]: is it one that the index does not know?"""
+    videos, new = 0, np.zeros(len(data.paths), bool)
+    asked = "SELECT bytes, time_ns FROM videos WHERE path = ?"
+    for i, path in enumerate(data.paths):
+        if not MARK.fullmatch(path):
+            videos += 1
+            known = db.execute(asked, (_key(path, target),)).fetchone()
+            new[i] = known is None or [*known] != stamp(path)
+    return videos, new

@@ -34,7 +34,8 @@ Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
 
 def parts(path: AnyPath) -> tuple[str, str] | None:
     """Tar and member of a path, None if it is the path of a file."""
-    found = MEMBER.fullmatch(os.fspath(path))
+    name = os.fspath(path)
+    found = MEMBER.fullmatch(name) if ".t" in name else None
     return (found["tar"], found["name"]) if found and not os.path.isdir(found["tar"]) else None
 
 

@@ -13,14 +13,15 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from itertools import zip_longest
+from itertools import compress, islice, zip_longest
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 
 from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
-from vidlearn.datasets.manifest import Manifest
+from vidlearn.datasets.manifest import Manifest, Seen
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.tars import address, size_bytes
 from vidlearn.datasets.write import encode, scaled
@@ -56,6 +57,7 @@ FLOOR_DB = 25.0  # least PSNR of a frame; at CRF 23, moving water has 30 and mos
 NEARER_DB, SHIFTED_DB, RUN = 6.0, 1.0, 8
 TICK = Fraction(1, 90000)  # for times that are no multiples of the source's unit
 VERSION = 2  # of the recipes: files of different versions are not mixed in one folder
+AHEAD = 64  # videos that are given out for each process: one that takes long holds up no other
 STAMP, MANIFEST, BAD, PART = "transcode.json", "manifest.csv", "quarantine.jsonl", ".part"
 
 
@@ -105,13 +107,14 @@ def transcode_all(
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: give 1 or more")
-    targets = target_paths(data, out)
-    bad: dict[str, str] = {}
+    targets, bad = Targets(data, out), dict[str, str]()
     with claim(out, STAMP, plan.stamp()):
         for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
             left.unlink()
-        todo = [(source, path) for source, path in targets.items() if not path.exists()]
-        found = _rewritten(todo, plan, jobs or cores())
+        missing = (not path.exists() for path in targets.values())
+        new = np.fromiter(missing, bool, len(targets))
+        todo, n_new = compress(targets.items(), new), int(new.sum())
+        found = _rewritten(todo, plan, min(jobs or cores(), n_new))
         (out / BAD).unlink(missing_ok=True)
         quarantine = Quarantine(out / BAD, len(targets), max_share=1.0)
         for done, (source, cause) in enumerate(found, 1):
@@ -119,33 +122,45 @@ def transcode_all(
                 bad[source] = cause
                 quarantine.add([(source, cause)])
             if progress:
-                progress(len(targets) - len(todo) + done, len(targets))
-        good = [row for row in data.rows if row.path not in bad]
-        write_manifest(out / MANIFEST, [replace(row, path=str(targets[row.path])) for row in good])
+                progress(len(targets) - n_new + done, len(targets))
+        rows = (row for row in data.rows if row.path not in bad)
+        copied = (replace(row, path=str(targets[row.path])) for row in rows)
+        write_manifest(out / MANIFEST, copied)
     return bad
 
 
-def target_paths(data: Manifest, out: Path) -> dict[str, Path]:
+class Targets(Mapping[str, Path]):
     """Source -> its file in `out`: the same path below the manifest's folder, or below outside/.
 
     VidlearnError: two sources have one target, or one folder lies in the other.
     """
-    source = Path(data.source).absolute()
-    root, places = source if source.is_dir() else source.parent, {}
-    taken: dict[Path, str] = {}
-    if source.is_dir() and Path(os.path.abspath(out)).is_relative_to(root):
-        raise VidlearnError(f"{out}: lies in {data.source}, the data. Choose a folder beside it")
-    for path in dict.fromkeys(row.path for row in data.rows):
-        video = Path(os.path.abspath(path))
-        if video.is_relative_to(os.path.abspath(out)):
-            raise VidlearnError(f"{out}: holds the source {path}. Choose a folder without sources")
-        inside = video.is_relative_to(root)
-        name = video.relative_to(root) if inside else Path("outside", *video.parts[1:])
-        name = name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4")
-        places[path] = out / name
-        if (other := taken.setdefault(out / name, path)) != path:
-            raise VidlearnError(f"{path} and {other} would both become {out / name}. Rename one")
-    return places
+
+    def __init__(self, data: Manifest, out: Path) -> None:
+        source = Path(data.source).absolute()
+        self.sources, self.out = data.paths, out
+        self.root, held = source if source.is_dir() else source.parent, os.path.abspath(out)
+        if source.is_dir() and Path(held).is_relative_to(self.root):
+            raise VidlearnError(f"{out}: lies in {data.source}, the data. Choose one beside it")
+        taken = Seen()
+        for path, target in self.items():
+            if Path(os.path.abspath(path)).is_relative_to(held):
+                raise VidlearnError(f"{out}: holds the source {path}. Choose another folder")
+            if not taken.add(os.fspath(target)):
+                other = next(source for source in self if self[source] == target)
+                raise VidlearnError(f"{path} and {other} would both become {target}. Rename one")
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __getitem__(self, source: str) -> Path:
+        """Where its copy lies; computed."""
+        video = Path(os.path.abspath(source))
+        inside = video.is_relative_to(self.root)
+        name = video.relative_to(self.root) if inside else Path("outside", *video.parts[1:])
+        return self.out / (name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4"))
 
 
 @contextmanager
@@ -176,20 +191,26 @@ def claim(out: Path, name: str, asked: str) -> Iterator[None]:
         yield
 
 
-def _rewritten(todo: list[tuple[str, Path]], plan: Plan, jobs: int) -> Iterator[tuple[str, str]]:
+def _rewritten(
+    todo: Iterable[tuple[str, Path]], plan: Plan, jobs: int
+) -> Iterator[tuple[str, str]]:
     """(source, cause or "") in the order of `todo`, from so many processes."""
-    jobs, work = min(jobs, len(todo)), partial(rewrite, plan=plan)
+    work, ahead = partial(rewrite, plan=plan), deque[tuple[str, Future[str]]]()
     if jobs <= 1:
         yield from ((source, work(source, target)) for source, target in todo)
         return
-    context, done = multiprocessing.get_context("spawn"), 0
+    context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
+    given = ((source, pool.submit(work, source, target)) for source, target in todo)
     try:
-        for (source, _), cause in zip(todo, pool.map(work, *zip(*todo))):
-            done += 1
+        ahead.extend(islice(given, AHEAD * jobs))
+        while ahead:
+            cause = ahead[0][1].result()
+            source, _ = ahead.popleft()
+            ahead.extend(islice(given, 1))
             yield source, cause
     except BrokenProcessPool as error:
-        names = ", ".join(source for source, _ in todo[done : done + jobs])
+        names = ", ".join(source for source, _ in islice(ahead, jobs))
         remedy = "Use fewer --jobs, or leave out the video; the same command goes on"
         raise VidlearnError(f"a process died at one of {names}. {remedy}") from error
     finally:
@@ -289,23 +310,26 @@ def _off_grid(table: FrameTable, grid: int) -> np.ndarray:
     return np.flatnonzero(table.referenced & ~last & (np.arange(table.n_frames) % grid > 0))
 
 
-def saved(targets: dict[str, Path], grid: int = 1, videos: int = 8, seed: int = 0) -> list[str]:
-    """What the copies save, in words: bytes of all, CPU time of a clip of some.
+def saved(
+    targets: Targets, bad: Container[str] = (), grid: int = 1, videos: int = 8, seed: int = 0
+) -> list[str]:
+    """What the copies but the `bad` save, in words: bytes of all, CPU time of a clip of some.
 
     A clip is 16 frames, stride 4, at a random place on the grid, the same in both files.
     """
     from vidlearn.decode import frames_at  # loads torch, which the processes do without
     from vidlearn.sample import ClipSpec, clip_indices
 
-    pairs = [(source, str(target)) for source, target in targets.items()]
-    before, after = (sum(map(size_bytes, side)) / 1e6 for side in zip(*pairs))
+    there, mb = np.array([source not in bad for source in targets], bool), np.zeros(2)
+    for pair in compress(targets.items(), there):
+        mb += np.array([size_bytes(path) for path in pair]) / 1e6
     rng, spec = np.random.default_rng(seed), ClipSpec(start_grid=grid)
     ms = np.zeros(2)
-    chosen = rng.permutation(len(pairs))[:videos]
-    for pair in (pairs[i] for i in chosen):
-        pair = address(pair[0]), pair[1]
-        rows = clip_indices(spec, frame_table(pair[0]).n_frames, rng=rng)[0]
-        for side, path in enumerate(pair):
+    chosen = rng.permutation(np.flatnonzero(there))[:videos].tolist()
+    for source in (targets.sources[i] for i in chosen):
+        old = address(source)
+        rows = clip_indices(spec, frame_table(old).n_frames, rng=rng)[0]
+        for side, path in enumerate((old, str(targets[source]))):
             table, seconds = frame_table(path), []
             for _ in range(2):
                 began = time.process_time()
@@ -314,6 +338,6 @@ def saved(targets: dict[str, Path], grid: int = 1, videos: int = 8, seed: int = 
             ms[side] += 1e3 * min(seconds) / len(chosen)
     where = f", starts on multiples of {grid}" if grid > 1 else ""
     clip = f"16 frames, stride 4{where}, PyAV, mean of {len(chosen)}"
-    told = [f"bytes: {before:.2f} -> {after:.2f} MB ({after / before:.2f})"]
+    told = [f"bytes: {mb[0]:.2f} -> {mb[1]:.2f} MB ({mb[1] / mb[0]:.2f})"]
     told += [f"decoding: {ms[0]:.1f} -> {ms[1]:.1f} ms of CPU a clip ({clip})"]
     return told + [f"train with --start-grid {grid} --backend pyav"] * (grid > 1)

@@ -17,17 +17,27 @@ import numpy as np
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AnyPath, frame_table, iter_frames
 
+# Groups of exactly `gop`, one thread, no word on the terminal; and for x264 no macroblock tree,
+# which reads memory that it never wrote.
+CODECS = {
+    "libx264": {"sc_threshold": "0", "mbtree": "0"},
+    "libx265": {"x265-params": "open-gop=0:scenecut=0:pools=none:frame-threads=1:log-level=none"},
+    "libsvtav1": {"preset": "8", "svtav1-params": "lp=1:scd=0"},
+    "rawvideo": {},
+}
+
 
 def encode(
     path: AnyPath, frames_THWC: Iterable[np.ndarray], fps: float, *, gop: int = 12,
     crf: float = 23, b_frames: int = 2, short_side: int | None = None,
     options: dict[str, str] | None = None, times_s: Iterable[float] | None = None,
-    unit: Fraction = Fraction(1, 90000),
+    unit: Fraction = Fraction(1, 90000), codec: str = "libx264",
 ) -> Path:  # fmt: skip
-    """Write RGB uint8 frames as H.264, yuv420p, a key frame every `gop`; the whole file or none.
+    """Write RGB uint8 frames as video, yuv420p, a key frame every `gop`; the whole file or none.
 
-    `short_side` scales (sides become even); `options` are x264's own and win; `times_s` replaces
-    the even times of `fps`; times are stored in whole `unit`s of a second. ConfigError: no frames,
+    `short_side` scales (sides become even); `options` are the encoder's own and win; `times_s`
+    replaces the even times of `fps`; times are stored in whole `unit`s of a second; `codec` is an
+    encoder of CODECS, each with a scale of its own for `crf`. ConfigError: no frames,
     others than [T, H, W, 3], or an odd side without `short_side`. VideoError: the file cannot be
     written.
     """
@@ -43,13 +53,14 @@ def encode(
         raise ConfigError(f"{path}: {width}x{height} has an odd side: crop it or set short_side")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    # Groups of exactly `gop`; and no macroblock tree, which reads memory that it never wrote.
-    settings = {"sc_threshold": "0", "mbtree": "0", "crf": str(crf), **(options or {})}
+    level = {"crf": str(crf)} if codec != "rawvideo" else {}
+    settings = {**CODECS[codec], **level, **(options or {})}
+    os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 asks for it: nothing but errors
     times_s = (i / fps for i in count()) if times_s is None else times_s
     try:
         with av.open(str(part), "w") as out:
             rate = Fraction(fps).limit_denominator(1001)
-            stream: Any = out.add_stream("libx264", rate=rate, options=settings)
+            stream: Any = out.add_stream(codec, rate=rate, options=settings)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.gop_size, context.max_b_frames, context.bit_rate = gop, b_frames, 0

@@ -12,11 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 from vidlearn.datasets.adapters import clips, long, plain, stills
-from vidlearn.datasets.manifest import Row, file_of
+from vidlearn.datasets.manifest import Row, Seen, file_of
 from vidlearn.errors import VidlearnError
 
 _K = "{train,val,test}/[<class>/]<id>_<start>_<end>.mp4, annotations/{train,val,test}.csv"
@@ -71,31 +70,6 @@ KINDS: dict[str, tuple[Callable[[Path], Iterator[Row]], str]] = {
     "hmdb51_3": (partial(clips.hmdb51, fold=3), _HMDB % 3),
     "diving48": (clips.diving48, "rgb/<id>.mp4, Diving48_V2_{train,test}.json"),
 }  # fmt: skip
-
-
-class Seen:
-    """A set of texts that keeps 16 bytes of a hash of each, and not the text.
-
-    That two of ten million are taken for one has a chance below 1e-23: each is looked for in a
-    bucket of 14-byte pieces, at any of some 2,000 places, 10^7 times.
-    """
-
-    def __init__(self) -> None:
-        self._buckets = [bytearray() for _ in range(1 << 16)]
-        self._members = 0
-
-    def __len__(self) -> int:
-        return self._members
-
-    def add(self, text: str) -> bool:
-        """Take in a text; whether it is new."""
-        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        bucket = self._buckets[digest[0] << 8 | digest[1]]
-        if (rest := digest[2:]) in bucket:
-            return False
-        bucket += rest
-        self._members += 1
-        return True
 
 
 @dataclass
