@@ -24,7 +24,8 @@ from vidlearn.batch import (
     to_device,
 )
 from vidlearn.datasets import Manifest, Quarantine, Row
-from vidlearn.errors import ConfigError, VidlearnError
+from vidlearn.datasets.index import part_at
+from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec
 from vidlearn.transform import ClipTransform
 
@@ -104,6 +105,33 @@ def test_a_sample_follows_from_seed_epoch_and_index_alone(manifest):
     others = [dataset[(6, 2)], ClipDataset(manifest, SPEC, SMALL, seed=4)[(5, 2)]]
     assert not any(torch.equal(other["clip"], clip) for other in others)
     assert torch.equal(dataset[2]["clip"], dataset[(0, 2)]["clip"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_chosen_before_it_is_read(manifest, monkeypatch, workers):
+    """Samples are those that each gives alone; a video that has none is told once."""
+    done = []
+    choose = ClipDataset.choose
+
+    def chosen(self, epoch, index):
+        done.append(f"choose {index}")
+        if index == 6:
+            raise VideoError("x.mp4", "it is planted")
+        return choose(self, epoch, index)
+
+    monkeypatch.setattr(ClipDataset, "choose", chosen)
+    read = lambda *a, **k: done.append("read") or part_at(*a, **k)  # noqa: E731
+    monkeypatch.setattr("vidlearn.batch.part_at", read)
+    dataset = ClipDataset(manifest, SPEC, SMALL, seed=3)
+    keys = [(1, 4), (1, 7), (1, 6)]
+    samples = dataset.__getitems__(keys)
+    assert done == ["choose 4", "choose 7", "choose 6", "read", "read", "choose 6"]
+    assert [s["cause"] for s in samples] == ["", "", "it is planted"]
+    for key, sample in zip(keys, samples):
+        assert torch.equal(dataset[key]["clip"], sample["clip"])
+    loader = make_loader(dataset, ShardedSampler(10, 5, seed=3), workers=workers)
+    told = [pair for b in first(loader, 2) for pair in b.bad]
+    assert told == [(manifest.rows[6].path, "it is planted")]
 
 
 def test_segments_bound_the_clips(videos):

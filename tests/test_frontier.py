@@ -55,7 +55,7 @@ def test_every_way_is_weighed_and_timed(found: dict[str, Any]) -> None:
     assert ways["layered (any start)"]["bytes_per_s"] == ways["layered"]["bytes_per_s"]
     for way in ways.values():
         assert 0 < way["cpu_ms_least"] <= way["cpu_ms"] <= way["cpu_ms_most"]
-    assert found["excerpt_s"] == pytest.approx(8.0)
+    assert found["excerpt_s"] == pytest.approx(8.0) and found["fps"] == pytest.approx(30)
     assert {"cpu", "cores", "threads", "os", "av"} <= found["machine"].keys()
 
 

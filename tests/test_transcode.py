@@ -82,6 +82,18 @@ def fed(path: Path, rows: Iterable[int]) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
+def test_few_videos_are_given_out_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcode, "AHEAD", 1)
+    targets, taken = transcode.Targets(open_data(folder), tmp_path / "new"), []
+    todo = ((taken.append(source) or source, path) for source, path in targets.items())
+    found = transcode._rewritten(todo, Plan("gop12", 32), 2)
+    assert taken == [] and next(found)[1] == "" and len(taken) == 3
+    assert [cause for _, cause in found] == ["", ""]
+    assert all(path.exists() for path in targets.values()) and len(targets) == 3
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_keeps_frames_and_times(
     recipe: str, source: Path, made: Callable[[str], Path]

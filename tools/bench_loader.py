@@ -133,22 +133,26 @@ def orders(dataset: ClipDataset, keys: Keys) -> list[Order]:
     return [(table.path, rows, box, flip) for table, rows, box, flip in chosen]
 
 
+def needed(table: FrameTable, rows: np.ndarray) -> np.ndarray:
+    """bool [frames]: what must be decoded for these rows, each group from its key frame on."""
+    order, groups, asked = table.decode_order, table.start[rows], np.zeros(table.n_frames, bool)
+    for start in np.unique(groups):  # up to the last picture that is wanted of each
+        asked |= (order >= order[start]) & (order <= order[rows[groups == start]].max())
+    return asked & (table.referenced | np.isin(np.arange(table.n_frames), rows))
+
+
 def floor_s(clips: Clips) -> float:
     """CPU seconds of libavcodec alone for the pictures that these clips need."""
     total, tables = 0.0, {path: frame_table(path) for path in {path for path, _ in clips}}
     for path, rows in clips:
-        table, asked = tables[path], np.zeros(tables[path].n_frames, bool)
-        order, groups = table.decode_order, table.start[rows]
-        for start in np.unique(groups):  # up to the last picture that is wanted of each
-            asked |= (order >= order[start]) & (order <= order[rows[groups == start]].max())
-        wanted = np.isin(np.arange(len(asked)), rows)
-        ticks = {*table.ticks[asked & (table.referenced | wanted)].tolist()}
-        first = int(table.ticks[groups[0]])
+        table, first = tables[path], int(tables[path].ticks[tables[path].start[rows[0]]])
+        asked = needed(table, rows)
+        ticks, span = {*table.ticks[asked].tolist()}, int(np.ptp(table.decode_order[asked]))
         with open_video(path) as (container, stream):
             container.seek(first, stream=stream)
             read = container.demux(stream)
             packets = [next(packet for packet in read if packet.pts == first)]
-            packets += [p for p in islice(read, int(np.ptp(order[asked]))) if p.pts in ticks]
+            packets += [packet for packet in islice(read, span) if packet.pts in ticks]
             assert len(packets) == len(ticks)
             began = time.process_time()
             for packet in packets:

@@ -12,7 +12,8 @@ from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
 RECORD = Path("_static/records/loader.json")
-FILES = {"256": "340 x 256", "720": "1280 x 720", "1080": "1920 x 1080"}
+FILES = {"256": "340 x 256", "lean": "340 x 256, lean", "720": "1280 x 720", "1080": "1920 x 1080"}
+FILES |= {"2160": "3840 x 2160", "hour": "340 x 256, an hour"}
 SIDES = {
     "published": "published",
     "ours, decord": "ours, decord",
@@ -32,7 +33,8 @@ def spread(three: list[float], digits: int = 1) -> str:
 def kind(name: str, found: dict[str, Any]) -> str:
     """How many pairs, of how many files with how many kbit/s."""
     mean, least, most = (f"{rate:,}" for rate in found["kbit_per_s"])
-    files = f"{found['files']} files of {FILES[name]} ({mean} kbit/s, {least} to {most})"
+    rates = f"{mean} kbit/s" + f", {least} to {most}" * (found["files"] > 1)
+    files = f"{found['files']} file{'s' * (found['files'] > 1)} of {FILES[name]} ({rates})"
     return f"{found['pairs']} from {files}"
 
 
@@ -59,7 +61,7 @@ class Loader(SphinxDirective):
         record = json.loads(path.read_text("utf-8"))
         machine = record["machine"]
         sets = record["sets"].items()
-        pairs = ", ".join(kind(name, found) for name, found in sets)
+        pairs = "; ".join(kind(name, found) for name, found in sets)
         told = (f"Measured on {machine['cores']} cores of an {machine['cpu']} that others share, "
                 f"{record['workers']} worker processes; pairs: {pairs}.")  # fmt: skip
         return [table(HEAD, rows(record)), nodes.paragraph("", told)]

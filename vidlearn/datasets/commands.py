@@ -160,7 +160,7 @@ def transcode(
         data: folder of videos or manifest.
         out: folder of the new videos, of manifest.csv, and of quarantine.jsonl for the unreadable.
         recipe: layered for clips of stride 4 or 2; layered-small has an eighth fewer bytes and
-            takes two fifths more time; else a key frame every 12, 1 or 250 frames.
+            takes three fifths more time; else a key frame every 12, 1 or 250 frames.
         short_side: lines of the smaller side; smaller videos keep their size.
         crf: how coarse, from 0 to 51.
         jobs: processes; None: one a core.
@@ -241,7 +241,8 @@ def frontier(
     Args:
         data: folder of videos or manifest.
         out: folder for frontier.json and frontier.svg; the copies are deleted.
-        recipes: some of what transcode knows; none: all.
+        recipes: some of what transcode knows, or raw, jpeg75, jpeg90, hevc, av1 and gop250-fine;
+            none: all that transcode knows.
         videos: how many are taken, by chance.
         clips: how many clips of 16 frames, stride 4, are timed in each way.
         seconds: of each video, from its middle.

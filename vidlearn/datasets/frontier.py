@@ -64,7 +64,7 @@ def measure(
     rounds: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the ways beside each other in `out`, time clips, delete them: what JSON shall hold.
+    """Write some of WAYS beside each other in `out`, time clips, delete them: what JSON shall hold.
 
     Of each of some `videos` it takes `seconds` from the middle. CPU ms is the middle of the
     `rounds` with the least and the most: read, decode, crop, resize to 224 pixels, by "auto".
@@ -89,8 +89,10 @@ def measure(
     best = unbeaten({way: _point(found[way]) for way in plans})
     for way, row in found.items():
         row["best"] = way in best
+    length_s = sum(e.length_s() for e in chosen)
     return {
-        "videos": len(chosen), "excerpt_s": sum(e.length_s() for e in chosen), "clips": clips,
+        "videos": len(chosen), "excerpt_s": length_s, "clips": clips,
+        "fps": sum(e.stop - e.first for e in chosen) / length_s,
         "rounds": rounds, "frames": FRAMES, "stride_frames": STRIDE, "short_side": short_side,
         "crf": crf, "left_out": left_out, "date": time.strftime("%Y-%m-%d"),
         "machine": _machine(), "ways": found,
