@@ -277,6 +277,11 @@ def test_what_has_become_good_is_no_longer_bad(root, tmp_path):
 
     assert [bad(good, 1), bad(b"nothing", 2), bad(good, 3)] == [[], [str(path)], []]
     assert [bad(b"nothing", 2), bad(good, 3)] == [[str(path)], []]
+    about = {"path": str(path), "stamp": [len(good), 3], "full": True}
+    for cause, found in (("a frame is damaged", [str(path)]), ("", [])):  # the last line counts
+        with open(journal_of(out), "a") as journal:
+            journal.write(json.dumps({**about, "cause": cause}) + "\n")
+        assert [*check_all(data, out, jobs=1)] == found
 
 
 def test_all_frames_find_what_the_middle_one_does_not(tmp_path):
