@@ -25,14 +25,15 @@ def test_the_table_says_what_the_record_says():
     rows = page.rows(record)
     assert len(rows) == len(record["sets"]) * len(page.SIDES)
     first = record["sets"]["256"]["sides"]["ours, layered"]
-    row = next(r for r in rows if r[:2] == ["340 x 256", "the same, from layered copies"])
+    row = next(r for r in rows if r[1] == "auto, layered copies")
+    assert [r[0] for r in rows if r[0]] == [page.FILES[name] for name in record["sets"]]
     low, high = first["times_cpu"][1:]
     assert row[2] == f"{first['cpu_ms']:.1f}" and f"({low:.1f} to {high:.1f})" in row[3]
     assert row[5] == page.spread(first["over_floor"], 2)
     assert page.kind("256", record["sets"]["256"]).startswith("5 from 12 files of 340 x 256 (222 ")
     assert (
         page.kind("hour", record["sets"]["hour"])
-        == "3 from 1 file of 340 x 256, an hour (215 kbit/s)"
+        == "3 from 1 file of an hour of 340 x 256 (215 kbit/s)"
     )
 
 

@@ -82,6 +82,20 @@ def fed(path: Path, rows: Iterable[int]) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
+def test_a_folder_by_a_way_back_is_the_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for data in ("../in", "../in/manifest.csv"):
+        found = transcode.Targets(open_data(data), Path("../new"))
+        assert {path.relative_to("../new").as_posix() for path in found.values()} == {
+            "x/a.mp4", "x/b.mkv.mp4", "y/c.mp4",
+        }  # fmt: skip
+    with pytest.raises(VidlearnError, match="holds the source"):
+        transcode.Targets(open_data("../in"), Path(".").absolute().parent / "in" / "x")
+
+
 def test_few_videos_are_given_out_at_a_time(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,16 @@ def load(folder: Path, workers: int, batches_more: int) -> dict[str, Any]:
     return found
 
 
+def listed_once(folder: Path) -> dict[str, Any]:
+    """What `check`, `index` and `transcode` begin with: each video once, and where a copy lies."""
+    from vidlearn.datasets import open_data
+    from vidlearn.datasets.transcode import Targets
+
+    data = open_data(folder / "all.parquet")
+    found: dict[str, Any] = {"videos": len(data.paths), "paths_s": age_s()}
+    return found | {"targets": len(Targets(data, folder / "copies"))}
+
+
 def read_table(folder: Path) -> dict[str, Any]:
     """The plain way: all of the Parquet file in memory, before the workers are forked."""
     from pyarrow import parquet
@@ -145,6 +155,7 @@ def main() -> None:
         "open": lambda: opened(given.folder),
         "load": lambda: load(given.folder, given.workers, 300),
         "convert": lambda: opened(given.folder),
+        "listed_once": lambda: listed_once(given.folder),
         "read_table": lambda: read_table(given.folder),
         "stats": lambda: command("stats", given.folder / "all.parquet"),
         "csv_to_parquet": lambda: command(

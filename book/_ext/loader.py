@@ -12,21 +12,21 @@ from sphinx.util.docutils import SphinxDirective
 from vidbook import table
 
 RECORD = Path("_static/records/loader.json")
-FILES = {"256": "340 x 256", "lean": "340 x 256, lean", "720": "1280 x 720", "1080": "1920 x 1080"}
-FILES |= {"2160": "3840 x 2160", "hour": "340 x 256, an hour"}
+FILES = {"256": "340 x 256", "lean": "340 x 256, lean", "720": "720p", "1080": "1080p"}
+FILES |= {"2160": "4K", "hour": "an hour of 340 x 256"}
 SIDES = {
     "published": "published",
     "ours, decord": "ours, decord",
     "ours": "ours, auto",
-    "ours, normalised": "the same, normalised on this CPU",
-    "ours, layered": "the same, from layered copies",
+    "ours, normalised": "the same, normalised here",
+    "ours, layered": "auto, layered copies",
 }
 HEAD = ("files", "loader", "CPU ms a clip", "times less CPU", "times faster", "CPU over the floor")
 
 
 def spread(three: list[float], digits: int = 1) -> str:
     """Middle, least and greatest, as the tables of the book have them."""
-    middle, least, most = (f"{x:.{digits}f}" for x in three)
+    middle, least, most = (f"{x:.{digits if x < 100 else 0}f}" for x in three)
     return f"{middle} ({least} to {most})"
 
 
@@ -47,7 +47,8 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
             ratios = [spread(told[key]) for key in ("times_cpu", "times_wall")]
             ratios = ["", ""] if side == "published" else ratios
             floor = spread(told["over_floor"], 2) if "over_floor" in told else ""
-            made.append([FILES[name], label, f"{told['cpu_ms']:.1f}", *ratios, floor])
+            first = FILES[name] if side == "published" else ""  # of five rows
+            made.append([first, label, f"{told['cpu_ms']:.1f}", *ratios, floor])
     return made
 
 

@@ -136,14 +136,15 @@ class Targets(Mapping[str, Path]):
     """
 
     def __init__(self, data: Manifest, out: Path) -> None:
-        source = Path(data.source).absolute()
+        source, held = os.path.abspath(data.source), os.path.join(os.path.abspath(out), "")
+        whole = os.path.isdir(source)
+        self.root = os.path.join(source if whole else os.path.dirname(source), "")
         self.sources, self.out = data.paths, out
-        self.root, held = source if source.is_dir() else source.parent, os.path.abspath(out)
-        if source.is_dir() and Path(held).is_relative_to(self.root):
+        if whole and held.startswith(self.root):
             raise VidlearnError(f"{out}: lies in {data.source}, the data. Choose one beside it")
         taken = Seen()
         for path, target in self.items():
-            if Path(os.path.abspath(path)).is_relative_to(held):
+            if os.path.abspath(path).startswith(held):
                 raise VidlearnError(f"{out}: holds the source {path}. Choose another folder")
             if not taken.add(os.fspath(target)):
                 other = next(source for source in self if self[source] == target)
@@ -157,10 +158,9 @@ class Targets(Mapping[str, Path]):
 
     def __getitem__(self, source: str) -> Path:
         """Where its copy lies; computed."""
-        video = Path(os.path.abspath(source))
-        inside = video.is_relative_to(self.root)
-        name = video.relative_to(self.root) if inside else Path("outside", *video.parts[1:])
-        return self.out / (name if name.suffix == ".mp4" else name.with_name(f"{name.name}.mp4"))
+        video = os.path.abspath(source)
+        name = f"outside{video}" if not video.startswith(self.root) else video[len(self.root) :]
+        return self.out / (name if os.path.splitext(name)[1] == ".mp4" else f"{name}.mp4")
 
 
 @contextmanager
