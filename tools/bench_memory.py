@@ -5,7 +5,8 @@
 Prints JSON, for book/_static/records/memory.json: every 5,000 clips, in MiB, the sum of the RSS of
 the trainer and its workers, that of their PSS (see bench_manifest.py), and their PSS that belongs
 to no file; and the growth from the first such mark on, in per cent of it. The clips, 4 frames of
-16 x 16 pixels, come from 6 made videos, so that loading is all that happens.
+16 x 16 pixels, come from 6 made videos of 300 frames, so that loading is all that happens, under
+20,000 names with an index: what a loader remembers of each is part of the test.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from bench_manifest import memory_mib, processes
 from vidlearn import measure
 from vidlearn.batch import ClipDataset, ShardedSampler, make_loader
-from vidlearn.datasets import Manifest, Row
+from vidlearn.datasets import Manifest, Row, index
 from vidlearn.datasets.write import encode
 from vidlearn.sample import ClipSpec
 from vidlearn.transform import ClipTransform
@@ -43,16 +44,23 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--every", type=int, default=5_000)
-    parser.add_argument("--backend", default="pyav")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument(
+        "--names", type=int, default=20_000, help="under which the videos are found"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rng, rows = np.random.default_rng(0), []
         for i in range(6):
-            path = Path(folder) / f"{i}.mp4"
-            encode(path, list(rng.integers(0, 255, (16, 16, 16, 3), np.uint8)), 25)
-            rows += [Row(str(path), str(i), start_s=0.04 * k) for k in range(10)]
+            picture = rng.integers(0, 255, (16, 16, 3), np.uint8)
+            encode(Path(folder) / "0" / f"{i}.mp4", [picture] * 300, 25)
+        for n in range(given.names):  # links to the folder: other names, the same files
+            if n % 6 == 0 and n:
+                (Path(folder) / str(n // 6)).symlink_to("0")
+            rows.append(Row(f"{folder}/{n // 6}/{n % 6}.mp4", str(n % 6)))
         data = Manifest(tuple(rows), tuple(map(str, range(6))), folder)
+        index.build(data)
         dataset = ClipDataset(
             data, ClipSpec(frames=4, stride_frames=1), ClipTransform(16), 0, given.backend
         )

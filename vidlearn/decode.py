@@ -62,7 +62,8 @@ def frames_at(
     table = table or frame_table(path)
     rows, places = np.unique(_rows(table, indices, seconds), return_inverse=True)
     if backend != "pyav" and table.seekable:
-        if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
+        version = table.path, int(table.bytes.sum())
+        if all(_sound(*version, start) for start in np.unique(table.start[rows]).tolist()):
             if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
                 return torch.stack([clip[place] for place in places])
     for row, frame in zip(rows, frames := _pyav(table, rows, upright)):
@@ -88,10 +89,11 @@ def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | Non
 
 
 @lru_cache(maxsize=65536)
-def _sound(table: FrameTable, start: int) -> bool:
+def _sound(path: str, _size: int, start: int) -> bool:
     """Does PyAV decode every frame of the group that begins at this row without an error?"""
-    try:
-        return bool(_pyav(table, np.flatnonzero(table.start == start), bool))
+    try:  # the table is not an argument, or it would be kept
+        rows = np.flatnonzero((table := frame_table(path)).start == start)
+        return len(rows) > 0 and bool(_pyav(table, rows, bool))
     except VideoError:
         return False
 

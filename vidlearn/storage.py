@@ -22,8 +22,7 @@ from vidlearn.errors import VideoError
 AnyPath = str | os.PathLike[str]
 AGAIN = "Copy or download the file again, or leave it out."
 # Codecs in which a key frame is a clean start; pixels that decord turns to RGB as PyAV does.
-RESTART = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video"}
-RESTART |= {"mjpeg", "ffv1", "prores", "rawvideo"}  # each picture stands alone
+RESTART = {*"h264 hevc vp8 vp9 av1 mpeg4 mjpeg mpeg2video ffv1 prores rawvideo".split()}
 ALIKE = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)}
 FLAGS = ("key", "clean", "referenced", "hidden", "discard", "corrupt")
 PACKET = np.dtype([("pts", float), ("dts", float), ("bytes", "i8"), *((f, bool) for f in FLAGS)])
@@ -185,7 +184,7 @@ def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
     return _table(os.fspath(path), info and (info.st_size, info.st_mtime_ns), types)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16)  # one may be of an hour; `datasets.index` keeps more
 def _table(path: str, _stamp: tuple[int, int] | None, types: bool) -> FrameTable:
     shown, first = _decode(path, everything=types)
     with open_video(path) as (_, stream):

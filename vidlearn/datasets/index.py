@@ -30,12 +30,14 @@ from torch import Tensor
 from vidlearn.datasets import sequences, tars
 from vidlearn.datasets.canvas import Box, Canvas, Finish
 from vidlearn.datasets.check import stamp, tried
+from vidlearn.datasets.kept import kept, table_bytes
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import FrameTable, open_video
 
 VERSION = 1  # of what stands in a row
+TABLES_BYTES = 2**24  # of tables that a process keeps, some 800 of ten seconds
 DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
 COLUMNS = ("pts_s", "ticks", "place", "bytes", "decode_order", "start", "is_key", "referenced")
 ROW = np.dtype([*zip(COLUMNS, ("f8", "i8", "i8", "i8", "i4", "i4", "?", "?"))])
@@ -205,7 +207,7 @@ def span_of(table: FrameTable, row: Row, grid: int = 1) -> tuple[int, int]:
     return int(first), int(stop)
 
 
-@lru_cache(maxsize=4096)
+@kept(table_bytes, TABLES_BYTES)
 def _table(path: str, version: Stamp, index: Path | None, direct: bool) -> FrameTable:
     if index and (opened := _opened(index)):
         words = "SELECT content FROM videos WHERE path = ? AND bytes = ? AND time_ns = ?"

@@ -21,7 +21,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,12 @@ from torch import Tensor
 
 from vidlearn import decode, storage
 from vidlearn.datasets import tars
+from vidlearn.datasets.kept import kept, table_bytes
 from vidlearn.datasets.manifest import MARK, file_of
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AGAIN, AnyPath, FrameTable, upright
 
+TABLES_BYTES = 2**24  # of tables that a process keeps
 PICTURE = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
 TIME, CAMERA = "key.frame_timestamp_micros", "key.camera_name"
 IMAGE = "[CameraImageComponent].image"
@@ -67,7 +68,7 @@ def frame_table(path: AnyPath) -> FrameTable:
     return _table(found[0], os.stat(file).st_mtime_ns)
 
 
-@lru_cache(maxsize=256)
+@kept(table_bytes, TABLES_BYTES)
 def _table(path: str, _stamp: int) -> PictureTable:
     found = MARK.fullmatch(path)
     assert found

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import IO
 
+from vidlearn.datasets.kept import kept
 from vidlearn.errors import VideoError
 
 AnyPath = str | os.PathLike[str]
@@ -26,7 +27,7 @@ MEMBER = re.compile(r"(?P<tar>.+\.(?:tar|tar\.\w+|tgz))/(?P<name>.+)", re.DOTALL
 ADDRESS = re.compile(r"subfile,,start,(\d+),end,(\d+),,:file:(.+)", re.DOTALL)
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 AGAIN = "Copy or download the tar again."
-KEPT, OPEN = 512, 128  # tars whose table, and whose open file, a process keeps
+KEPT_BYTES, OPEN = 2**26, 128  # of tars' tables, and tars that are open, in a process
 BLOCK = 512  # a tar is made of such; one of zeros ends it
 Part = tuple[int, int]  # the byte at which it begins, and the one after its last
 Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
@@ -94,7 +95,7 @@ def stamp_of(file: str) -> Stamp:
     return info.st_size, info.st_mtime_ns
 
 
-@lru_cache(maxsize=KEPT)
+@kept(lambda found: 250 * len(found[0]), KEPT_BYTES)
 def table(tar: str, stamp: Stamp) -> tuple[dict[str, Part], str]:
     """Name -> part of the plain members that are all there; why there may be more, or "".
 
