@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import videos
+from PIL import Image
 
 from vidlearn.datasets import index
 from vidlearn.datasets.kept import Kept, kept, table_bytes
 from vidlearn.datasets.manifest import Manifest, Row
-from vidlearn.datasets.sequences import frame_table
+from vidlearn.datasets.sequences import PictureTable, frame_table
 from vidlearn.errors import VideoError
 
 
@@ -78,3 +81,13 @@ def test_a_table_takes_what_is_counted(tmp_path: Path) -> None:
     columns = [getattr(table, name) for name in index.COLUMNS] + [table.row_of]
     taken = sum(column.nbytes for column in columns)
     assert taken < table_bytes(table) < 1.3 * taken
+
+
+def test_pictures_take_what_is_counted(tmp_path: Path) -> None:
+    for i in range(400):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{i:06d}.jpg")
+    table = frame_table(f"{tmp_path}#fps=30")
+    assert isinstance(table, PictureTable) and table.n_frames == 400
+    columns = {id(x): x.nbytes for x in vars(table).values() if isinstance(x, np.ndarray)}
+    taken = sum(columns.values()) + sum(map(sys.getsizeof, table.places)) + 8 * 400
+    assert taken < table_bytes(table) < 2 * taken
