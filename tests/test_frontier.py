@@ -89,10 +89,13 @@ def test_ways_that_are_no_recipes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_too_small_for_an_encoder_is_left_out(folder: Path, tmp_path: Path) -> None:
-    one = Manifest((Row(str(folder / "0.mp4")),), (), str(folder))
+    (tmp_path / "in").mkdir()
+    path = videos.write(tmp_path / "in" / "small.mp4", 70)
+    assert frame_table(path).height < 64
+    one = Manifest((Row(str(path)),), (), str(folder))
     with pytest.raises(VidlearnError, match="48 lines are too few for hevc: 64; of 1 videos"):
-        measure(one, tmp_path, ways=("gop12", "hevc"), short_side=48)
-    assert list(tmp_path.iterdir()) == []
+        measure(one, tmp_path / "out", ways=("gop12", "hevc"))
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_pictures_that_cannot_be_written_are_an_error(folder: Path, tmp_path: Path) -> None:
@@ -212,6 +215,7 @@ def test_the_command_writes_numbers_and_figure(
         ({"videos": -1}, "--videos -1: give 1 or more"),
         ({"seconds": 0.1}, "--seconds 0.1: give 1 or more"),
         ({"short_side": 33}, "--short-side 33"),
+        ({"short_side": 48, "ways": ("gop12", "hevc")}, "--short-side 48: hevc needs 64 or more"),
     ],
 )
 def test_choices_that_cannot_be(

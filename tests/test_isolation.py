@@ -6,21 +6,24 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from videos import AWKWARD, HEIGHT, TRUSTED, WIDTH, picture, read_index
 from videos import write as write_video
 
 from vidlearn.batch import ClipDataset, ShardedSampler, collate, eval_loader, make_loader
 from vidlearn.cli import main
-from vidlearn.datasets import guard, open_data, read_manifest
+from vidlearn.datasets import Manifest, Row, guard, open_data, read_manifest
 from vidlearn.datasets.check import check_all, journal_of, tried, whole
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.datasets.synth import make
@@ -284,6 +287,71 @@ def test_what_has_become_good_is_no_longer_bad(root, tmp_path):
         assert [*check_all(data, out, jobs=1)] == found
 
 
+def test_pictures_that_were_mended_are_tried_again(tmp_path):
+    """A picture that is written anew leaves its folder's time as it was."""
+    for i in range(5):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{i:06d}.jpg")
+    data = Manifest((Row(f"{tmp_path}#fps=25"),), (), str(tmp_path))
+    good = (tmp_path / "000002.jpg").read_bytes()
+    (tmp_path / "000002.jpg").write_bytes(b"nothing")
+    (tmp_path / "out").mkdir()
+    assert len(check_all(data, tmp_path / "out" / "q", jobs=1)) == 1
+    (tmp_path / "000002.jpg").write_bytes(good)
+    assert check_all(data, tmp_path / "out" / "q", jobs=1) == {}
+
+
+@pytest.mark.parametrize("line", ["x", '{"path": "a"}', "[]", "7"])
+def test_a_damaged_journal_is_an_error(root, tmp_path, line):
+    journal_of(tmp_path / "q").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"q\.tried\.jsonl: the line that ends at .*Delete the"):
+        check_all(open_data(root), tmp_path / "q")
+
+
+def answers_and_dies(path, _touch):
+    Timer(0.05, os._exit, (1,)).start()
+    return os.path.basename(path)
+
+
+def slowly(paths):
+    for path in paths:
+        yield path
+        time.sleep(0.3)
+
+
+def test_a_process_that_dies_between_two_videos_costs_none():
+    paths = [f"/x/{i}" for i in range(4)]
+    found = dict(tried(slowly(paths), jobs=1, work=answers_and_dies))
+    assert found == {path: path[-1] for path in paths}
+
+
+ORPHANS = """
+import sys, time
+from vidlearn.datasets.check import tried
+
+def slow(path, touch):
+    print(__import__("os").getpid(), flush=True)
+    time.sleep(0.2)
+    return ""
+
+for _ in tried(map(str, range(10**6)), jobs=2, work=slow):
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_processes_end_with_a_parent_that_is_killed():
+    command = [sys.executable, "-c", ORPHANS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        pids = {int(parent.stdout.readline()) for _ in range(4)}
+        parent.kill()
+        parent.wait()
+        assert len(pids) == 2
+        deadline = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            assert time.monotonic() < deadline, "they live on"
+            time.sleep(0.05)
+
+
 def test_all_frames_find_what_the_middle_one_does_not(tmp_path):
     path = write_video(tmp_path / "late.mp4", 48, movflags="faststart")
     data = bytearray(path.read_bytes())
@@ -324,6 +392,8 @@ def test_the_manifest_of_the_data_is_not_written_over(root, tmp_path):
     for data in (root, root / "manifest.csv"):
         with pytest.raises(ConfigError, match="would be written over"):
             check_all(open_data(data), tmp_path / "b.jsonl", manifest=root / "manifest.csv")
+        with pytest.raises(ConfigError, match=r"manifest\.csv: would be written over.*--out"):
+            check_all(open_data(data), root / "manifest.csv")
 
 
 # A thousand damaged files.

@@ -96,6 +96,15 @@ def test_a_folder_by_a_way_back_is_the_folder(
         transcode.Targets(open_data("../in"), Path(".").absolute().parent / "in" / "x")
 
 
+def test_a_name_may_be_as_long_as_disks_allow(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    videos.write(tmp_path / "in" / f"{'x' * 247}.mp4", 9)
+    (tmp_path / "in" / "b.mp4").write_bytes(next((tmp_path / "in").iterdir()).read_bytes())
+    data, out = open_data(tmp_path / "in"), tmp_path / "new"
+    assert transcode_all(data, out, Plan("gop12", 32), jobs=1) == {}
+    assert len([*out.glob("*.mp4")]) == 2
+
+
 def test_few_videos_are_given_out_at_a_time(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

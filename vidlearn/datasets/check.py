@@ -9,6 +9,7 @@ asked for; a call that was cut tries the videos again that it had in hand. Chapt
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -32,6 +33,7 @@ from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, iter_frames
 
 LIMIT_S = 60.0  # for a video, or with --full for a frame
+KNOWN = ("path", "stamp", "cause", "full")  # what a line of the journal says
 Work = Callable[
     [str, Callable[[], None]], Any
 ]  # of a path; calling the second begins the limit anew
@@ -52,7 +54,10 @@ def check_all(
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: give 1 or more")
     own = Path(data.source) / "manifest.csv" if Path(data.source).is_dir() else Path(data.source)
-    if manifest and manifest.resolve() in {own.resolve(), out.resolve(), journal_of(out).resolve()}:
+    lists = {out.resolve(), journal_of(out).resolve()}
+    if own.resolve() in lists:
+        raise ConfigError(f"{own}: would be written over. Choose another --out")
+    if manifest and manifest.resolve() in {own.resolve(), *lists}:
         raise ConfigError(f"{manifest}: would be written over. Choose another --manifest")
     known, bad = _known(journal_of(out), full), dict[str, str]()
     new = np.ones(len(data.paths), bool)
@@ -107,15 +112,19 @@ def _known(journal: Path, full: bool) -> Callable[[str], str | None]:
             if not line.endswith(b"\n"):
                 break  # of a call that was killed
             end += len(line)
-            found = json.loads(line)
-            if found["full"] < full:
+            try:
+                found = json.loads(line)
+                path, about, cause, was_full = (found[name] for name in KNOWN)
+            except (ValueError, KeyError, TypeError) as error:
+                text = f"{journal}: the line that ends at byte {end} is damaged"
+                raise ConfigError(f"{text}. Delete the file; all videos are tried again") from error
+            if was_full < full:
                 continue
-            path = found["path"]
             bad.pop(path, None)
-            if found["cause"]:
-                bad[path] = found["stamp"], found["cause"]
+            if cause:
+                bad[path] = about, cause
             else:
-                good.add(f"{path} {found['stamp']}")
+                good.add(f"{path} {about}")
     if journal.exists():
         os.truncate(journal, end)
 
@@ -123,7 +132,9 @@ def _known(journal: Path, full: bool) -> Callable[[str], str | None]:
         if not (now := stamp(path)):
             return None
         before, cause = bad.get(path, (None, ""))
-        return cause if before == now else "" if f"{path} {now}" in good else None
+        if before == now:  # a picture may be mended, and its folder keeps its time
+            return None if MARK.fullmatch(path) else cause
+        return "" if f"{path} {now}" in good else None
 
     return known
 
@@ -149,7 +160,14 @@ def tried(
         return ours, process
 
     def give(path: str | None, pipe: Any, process: Any) -> None:
-        pipe.send(path)
+        try:
+            pipe.send(path)
+        except (BrokenPipeError, ConnectionResetError):  # it died after its answer
+            pipe.close()
+            process.join()
+            if path is not None:
+                give(path, *start())
+            return
         if path is None:  # it ends
             process.join()
         else:
@@ -170,6 +188,7 @@ def tried(
                         give(other, *start())
                 else:
                     if isinstance(cause, VidlearnError):
+                        busy[pipe] = process, path  # is ended with the others
                         raise cause
                     give(next(todo, None), pipe, process)
                 yield path, cause
@@ -184,9 +203,13 @@ def _serve(pipe: Any, limit_s: float, work: Work) -> None:
     """In the process: answers for paths, until there are no more or the parent is gone."""
     guard.quiet_start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so does Python end it, with the parent
-    touch = partial(guard.alarm, limit_s)
+    touch, parent = partial(guard.alarm, limit_s), multiprocessing.parent_process()
+    assert parent
     try:
         while True:
+            # Siblings hold the pipe's other end, too: it does not tell that the parent is gone.
+            if pipe not in connection.wait([pipe, parent.sentinel]):
+                return
             if (path := pipe.recv()) is None:
                 return
             touch()

@@ -78,8 +78,8 @@ def stats(data: Positional[Path]) -> None:
     print(f"{found.source}: {len(found)} rows of {len(videos)} videos from {len(sources)} sources")
     print(f"classes: {len(found.classes)}; rows without label: {unlabelled}")
     print("splits:", ", ".join(f"{name} {n}" for name, n in splits.items()))
-    print(f"hours: {length_s / 3600:.3f} in {segments} segments; "
-          f"rows that go to the end of their video: {len(found) - segments}")  # fmt: skip
+    hours = f"{length_s / 3600:.3f} in {segments} segments" if segments else "not in the manifest"
+    print(f"hours: {hours}; rows that go to the end of their video: {len(found) - segments}")
     print(f"missing files: {gone.rows}" + f", such as {', '.join(gone.first)}" * bool(gone.rows))
 
 

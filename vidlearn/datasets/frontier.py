@@ -27,7 +27,7 @@ import numpy as np
 from vidlearn.datasets.cost import pictures_to_decode
 from vidlearn.datasets.manifest import MARK, Manifest
 from vidlearn.datasets.transcode import GRID, RECIPES, Plan
-from vidlearn.datasets.ways import WAYS, keep
+from vidlearn.datasets.ways import LEAST, WAYS, keep
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, FrameTable, iter_frames, open_video, upright
 
@@ -176,6 +176,8 @@ def _plans(ways: tuple[str, ...], short_side: int, crf: float) -> dict[str, Plan
         raise ConfigError(f"--recipes {unknown[0]}: give some of {', '.join(WAYS)}")
     if not ways:
         raise ConfigError(f"--recipes: give at least one of {', '.join(WAYS)}")
+    if "hevc" in ways and short_side < LEAST:
+        raise ConfigError(f"--short-side {short_side}: hevc needs {LEAST} or more")
     return {way: Plan(way if way in RECIPES else "gop250", short_side, crf) for way in ways}
 
 

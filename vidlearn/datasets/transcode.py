@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from hashlib import blake2b
 from itertools import compress, islice, zip_longest
 from pathlib import Path
 from threading import Thread
@@ -234,7 +235,8 @@ def rewrite(source: str, target: Path, plan: Plan) -> str:
 
     The target is there only when it has passed. VideoError: the target cannot be written.
     """
-    part = target.with_name(f".{target.stem}{PART}.mp4")
+    name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()  # one that is short enough
+    part = target.with_name(f".{name}{PART}.mp4")
     opened = source
     try:
         opened = address(source)  # which may lie in a tar
@@ -340,4 +342,4 @@ def saved(
     clip = f"16 frames, stride 4{where}, PyAV, mean of {len(chosen)}"
     told = [f"bytes: {mb[0]:.2f} -> {mb[1]:.2f} MB ({mb[1] / mb[0]:.2f})"]
     told += [f"decoding: {ms[0]:.1f} -> {ms[1]:.1f} ms of CPU a clip ({clip})"]
-    return told + [f"train with --start-grid {grid} --backend pyav"] * (grid > 1)
+    return told + [f"train with --start-grid {grid}"] * (grid > 1)
