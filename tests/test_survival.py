@@ -92,6 +92,20 @@ def _train_quickly(config, data, out):
     train_here(config, data, out, **QUICK)
 
 
+def _train_and_look_seldom(config, data, out):
+    train_here(config, data, out, **QUICK | {"BEAT_S": 3.0})
+
+
+def test_a_first_rank_that_is_gone_before_it_is_heard_is_named(data, tmp_path):
+    out = tmp_path / "run"
+    ranks = start(2, _train_and_look_seldom, ENDLESS, data, out, folder=tmp_path)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) > 1)
+    os.kill(ranks[0].pid, signal.SIGKILL)
+    (code, text) = end(ranks, tmp_path)[1]
+    assert code == 1 and "does not answer" in text
+    assert f"rank 0 on {os.uname().nodename} (process {ranks[0].pid})" in text
+
+
 def test_a_job_that_is_stopped_as_a_whole_goes_on(data, tmp_path):
     """As SLURM suspends one: for longer than a single rank may give no sign."""
     out = tmp_path / "run"

@@ -98,6 +98,7 @@ class Watch:
         self.store.set("verdict", "")
         self._tell()
         self.dist.barrier()
+        self.first = json.loads(self.store.get("0"))["who"]  # it may be gone before it is heard
         self.thread.start()
         return self
 
@@ -131,8 +132,7 @@ class Watch:
             try:
                 verdict = self.line.submit(self._talk).result(DEAD_S)
             except (td.DistError, FutureTimeout):  # a call may wait for ever, whatever its limit
-                row = self.seen[0][0] if 0 in self.seen else {"who": "rank 0"}
-                verdict = f"{row['who']} does not answer: dead, stopped, or cut off"
+                verdict = f"{self.first} does not answer: dead, stopped, or cut off"
                 if time.monotonic() - began > DEAD_S + 2 * BEAT_S:
                     continue  # stopped while it asked
             if verdict and not self.ended.is_set():
