@@ -44,7 +44,7 @@ def test_the_sentences_of_the_page_hold_in_the_record():
     assert sides.keys() == least.keys()
     for name, found in sides.items():
         large, layered = name.isdecimal() and int(name) > 256, found["ours, layered"]
-        assert found["ours"]["over_floor"][0] < (1.2 if large else 1.25)
+        assert found["ours"]["over_floor"][0] < (1.2 if large or name == "256" else 1.25)
         assert found["ours"]["times_cpu"][1] > least[name]
         if not large:
             rest = {
