@@ -160,6 +160,7 @@ def tried(
         return ours, process
 
     def give(path: str | None, pipe: Any, process: Any) -> None:
+        """Send it the next path, or None: it ends. A dead one is replaced."""
         try:
             pipe.send(path)
         except (BrokenPipeError, ConnectionResetError):  # it died after its answer

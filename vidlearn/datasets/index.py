@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,13 @@ from torch import Tensor
 from vidlearn.datasets import sequences, tars
 from vidlearn.datasets.canvas import Box, Canvas, Finish
 from vidlearn.datasets.check import stamp, tried
-from vidlearn.datasets.kept import kept, table_bytes
+from vidlearn.datasets.kept import TABLES_BYTES, kept, table_bytes
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import FrameTable, open_video
 
 VERSION = 1  # of what stands in a row
-TABLES_BYTES = 2**24  # of tables that a process keeps, some 800 of ten seconds
 DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
 COLUMNS = ("pts_s", "ticks", "place", "bytes", "decode_order", "start", "is_key", "referenced")
 ROW = np.dtype([*zip(COLUMNS, ("f8", "i8", "i8", "i8", "i4", "i4", "?", "?"))])
@@ -77,8 +76,8 @@ def part_at(
     table = table or scan(path)
     mark("decode")
     if backend == "auto" and isinstance(table, PacketTable):
-        canvas = Canvas(table, box, len(np.unique(rows)), finish, flip)
-        if (clip := _direct(table, rows, canvas, mark)) is not None:
+        drawn = partial(Canvas, table, box, finish=finish, flip=flip)
+        if (clip := _direct(table, rows, drawn, mark)) is not None:
             return clip
     how = "pyav" if backend == "auto" else backend
     frames = sequences.frames_at(path, rows, backend=how, table=table)
@@ -88,7 +87,10 @@ def part_at(
 
 
 def _direct(
-    table: PacketTable, rows: np.ndarray, canvas: Canvas, mark: Callable[[str], Any]
+    table: PacketTable,
+    rows: np.ndarray,
+    drawn: Callable[[int], Canvas],
+    mark: Callable[[str], Any],
 ) -> Tensor | None:
     """The same, or None where something else comes out than the index says."""
     wanted, places = np.unique(rows, return_inverse=True)
@@ -96,7 +98,7 @@ def _direct(
         return None
     row_of, groups, order = table.row_of, table.start[wanted], table.decode_order
     number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
-    sent, came, width, height = 0, 0, table.width, table.height
+    canvas, sent, came, width, height = drawn(len(wanted)), 0, 0, table.width, table.height
     context = _decoder(table.codec, table.head, os.getpid())
     try:
         with tars.reading(table.path) as file:
@@ -172,8 +174,8 @@ def scan(path: str) -> FrameTable:
     found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
     # Turns and colours may stand in the container alone: then the first frame comes out different.
     whole_frame = (0, 0, table.height, table.width)
-    canvas = Canvas(found, whole_frame, 1, lambda part: part)
-    alone = _direct(found, np.zeros(1, np.int64), canvas, lambda _: None)
+    drawn = partial(Canvas, found, whole_frame, finish=lambda part: part)
+    alone = _direct(found, np.zeros(1, np.int64), drawn, lambda _: None)
     whole = sequences.frames_at(path, [0], backend="pyav", table=table)
     return found if alone is not None and torch.equal(alone, whole) else table
 

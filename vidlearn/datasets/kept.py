@@ -14,6 +14,8 @@ from typing import Any
 
 from vidlearn.storage import FrameTable
 
+TABLES_BYTES = 2**24  # of tables of videos, some 800 of ten seconds
+
 
 class Kept:
     """A function that remembers; what is larger than all that may be kept is kept alone."""

@@ -32,12 +32,11 @@ from torch import Tensor
 
 from vidlearn import decode, storage
 from vidlearn.datasets import tars
-from vidlearn.datasets.kept import kept, table_bytes
+from vidlearn.datasets.kept import TABLES_BYTES, kept, table_bytes
 from vidlearn.datasets.manifest import MARK, file_of
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AGAIN, AnyPath, FrameTable, upright
 
-TABLES_BYTES = 2**24  # of tables that a process keeps
 PICTURE = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
 TIME, CAMERA = "key.frame_timestamp_micros", "key.camera_name"
 IMAGE = "[CameraImageComponent].image"
