@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book")]
 os.environ["PYTHONPATH"] = str(ROOT / "book")  # for chapters that tests run elsewhere
+POLICY = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else 0
 REAL_VIDEOS = Path(os.environ.get("VIDLEARN_VIDEOS", ROOT.parent / "shared/videos/singles"))
 
 
@@ -24,6 +25,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not torch.cuda.is_available():
         text = "no CUDA device"
         (pytest.fail if os.environ.get("VIDLEARN_REQUIRE_CUDA") == "1" else pytest.skip)(text)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """No test leaves its process at a priority at which all others wait for ever."""
+    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != POLICY:
+        os.sched_setscheduler(0, POLICY, os.sched_param(0))
+        pytest.fail(f"{item.nodeid} left its process at real-time priority")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -11,7 +13,7 @@ import pytest
 import videos
 
 from vidlearn.datasets import pictures_to_decode
-from vidlearn.datasets.write import encode, transcode
+from vidlearn.datasets.write import CODECS, encode, transcode
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import frame_table, iter_frames
 
@@ -225,8 +227,20 @@ def test_transcode_of_a_broken_file_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["rotten.mp4"]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux only")
-def test_making_the_av1_file_leaves_the_priority_as_it_is(tmp_path: Path) -> None:
-    before = os.sched_getscheduler(0)
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_encoder_takes_the_processor_for_itself(codec: str, tmp_path: Path) -> None:
+    """As root, SVT-AV1 would: in a thread of real-time priority nothing else gets its turn."""
+
+    def policies() -> list[int]:
+        return [os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")]
+
+    def frames() -> Iterator[np.ndarray]:
+        for tone in range(30):
+            yield np.full((64, 64, 3), tone, np.uint8)
+            met.append(set(policies()))
+
+    before, met = set(policies()), list[set[int]]()
+    encode(tmp_path / "a.mkv", frames(), 25, codec=codec)
     videos.AWKWARD["av1.mp4"](tmp_path / "av1.mp4")
-    assert os.sched_getscheduler(0) == before
+    assert met == [before] * 30 and set(policies()) == before == {os.SCHED_OTHER}

@@ -7,7 +7,6 @@ which frame it holds without trusting any reader. `GOOD` and `BROKEN` say how ea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +16,7 @@ import av
 import numpy as np
 
 from vidlearn.datasets import index
+from vidlearn.datasets.write import usual_priority
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import VideoError
 from vidlearn.storage import frame_table, iter_frames
@@ -72,6 +72,8 @@ def write(
             context.max_b_frames = b_frames
         if colour is not None:
             context.colorspace, context.color_range = colour
+        with usual_priority():
+            out.start_encoding()
         for tick, image in zip(pts or range(len(pictures)), pictures):
             frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format=fmt)
             frame.pts, frame.time_base = tick, Fraction(1, 25)
@@ -79,10 +81,6 @@ def write(
                 frame.pict_type = 1  # an I picture; with forced-idr a key frame
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
-        # As root, SVT-AV1 puts the thread that calls it at real-time priority 99 and leaves it
-        # there. It and all its children would then keep other processes from the processor.
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

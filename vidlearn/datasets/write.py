@@ -5,7 +5,9 @@ bytes do not depend on the machine. Chapters 4 and 6.
 """
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, count
 from pathlib import Path
@@ -65,6 +67,8 @@ def encode(
             context = stream.codec_context
             context.gop_size, context.max_b_frames, context.bit_rate = gop, b_frames, 0
             context.thread_count, context.time_base = 1, unit
+            with usual_priority():
+                out.start_encoding()
             for time_s, image_HWC in zip(times_s, chain([first], frames)):
                 frame = scaled(image_HWC, width, height)
                 frame.pts, frame.time_base = round(time_s / unit), unit
@@ -76,6 +80,34 @@ def encode(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Threads of this process that become real-time ones in it are usual ones after it.
+
+    As root, SVT-AV1 gives priority 99 to its threads and to the one that opens it, and leaves it
+    so: this process and all that it starts would keep other processes from the processor.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+
+    def real_time() -> set[int]:
+        found = set()
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with suppress(ProcessLookupError):  # it has ended
+                if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
+                    found.add(thread)
+        return found
+
+    before = real_time()
+    try:
+        yield
+    finally:
+        for thread in real_time() - before:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def scaled(image_HWC: np.ndarray, width: int, height: int) -> av.VideoFrame:
