@@ -24,7 +24,8 @@ from vidlearn.batch import (
     to_device,
 )
 from vidlearn.datasets import Manifest, Quarantine, Row
-from vidlearn.datasets.index import part_at
+from vidlearn.datasets.kept import table_bytes
+from vidlearn.datasets.packets import part_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec
 from vidlearn.transform import ClipTransform
@@ -134,6 +135,16 @@ def test_a_batch_is_chosen_before_it_is_read(manifest, monkeypatch, workers):
     assert told == [(manifest.rows[6].path, "it is planted")]
 
 
+def test_tables_of_a_batch_have_a_bound(manifest, monkeypatch):
+    dataset, held = ClipDataset(manifest, SPEC, SMALL, seed=3), []
+    keys, read = [(1, i) for i in range(6)], lambda *a, **k: held.append(len(dataset._ahead))
+    want = [sample["clip"] for sample in dataset.__getitems__(keys)]
+    monkeypatch.setattr("vidlearn.batch.part_at", lambda *a, **k: (read(), part_at(*a, **k))[1])
+    monkeypatch.setattr("vidlearn.batch.TABLES_BYTES", 2 * table_bytes(dataset.choose(1, 0)[0]))
+    clips = [sample["clip"] for sample in dataset.__getitems__(keys)]
+    assert held == [2, 1, 0, 0, 0, 0] and all(map(torch.equal, clips, want))
+
+
 def test_segments_bound_the_clips(videos):
     """Two segments of one video: frames 10 to 24 and 25 to the end."""
     path = str(videos[0])
@@ -215,6 +226,24 @@ def test_ranks_and_restarts_share_the_quarantine(tmp_path):
         f.write('{"path": "half')  # another rank is writing
     assert Quarantine(file, 100).add([]) == 2
     assert len(file.read_text().splitlines()) == 3
+
+
+def test_the_quarantine_reads_each_line_once(tmp_path, monkeypatch):
+    """A data set of millions has many thousands that are bad, which come one at a time."""
+    file, real, read = tmp_path / "q.jsonl", json.loads, []
+    monkeypatch.setattr(json, "loads", lambda line: read.append(line) or real(line))
+    one, two = Quarantine(file, 10**6), Quarantine(file, 10**6)
+    for i in range(200):
+        assert one.add([(f"{i}.mp4", "cut")]) == i + 1
+    assert two.add([]) == one.add([]) == 200 and len(read) == 400
+    with open(file, "a") as f:
+        f.write('{"path": "half')
+        f.flush()
+        assert one.add([]) == 200
+        f.write('.mp4", "cause": "cut"}\n')
+    assert one.add([]) == 201 and "half.mp4" in one.names
+    file.write_text('{"path": "other.mp4", "cause": "cut"}\n')  # by another call of check
+    assert one.add([]) == 202 and "other.mp4" in one.names
 
 
 def test_too_many_bad_videos_end_the_run(tmp_path):

@@ -4,10 +4,12 @@ After a deliberate change of a flag: python tests/test_cli.py > tests/cli_flags.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +219,56 @@ def test_check_lists_the_unreadable_and_only_them(videos, tmp_path, capsys):
     broken.unlink()  # the list is made anew
     assert inside(capsys, "data", "check", tmp_path, "--out", listed)[0] == 0
     assert not listed.exists()
+
+
+def test_a_manifest_of_ones_own_is_not_written_over(videos, tmp_path, capsys):
+    shutil.copytree(videos, tmp_path / "set", dirs_exist_ok=True)
+    path = tmp_path / "set" / "manifest.csv"
+    path.unlink(missing_ok=True)
+    for _ in range(2):  # the same again says the same
+        assert inside(capsys, "data", "manifest", "folder", path.parent)[0] == 0
+    own = path.read_text().splitlines(keepends=True)[:2]
+    path.write_text("".join(own))
+    status, _, told = inside(capsys, "data", "manifest", path.parent)
+    assert status == 2
+    assert "manifest.csv: is there and says something else. Delete it, or choose another" in told
+    assert path.read_text() == "".join(own)
+    assert [p.name for p in path.parent.iterdir() if "new" in p.name] == []
+    assert inside(capsys, "data", "manifest", "folder", path.parent, "--out", path)[0] == 0
+    assert len(path.read_text().splitlines()) > 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("data plan SET --gpus 0", "--gpus 0"),
+        ("data plan SET --clips-per-s nan", "--clips-per-s nan"),
+        ("data plan SET --clips-per-s inf", "--clips-per-s inf"),
+        ("data shard SET OUT --seed -1", "--seed -1"),
+        ("data frontier SET --out OUT --seconds nan", "--seconds nan"),
+        ("data frontier SET --out OUT --seconds inf", "--seconds inf"),
+    ],
+)
+def test_numbers_that_cannot_be(videos, tmp_path, capsys, words, told):
+    names = {"SET": str(videos), "OUT": str(tmp_path / "out")}
+    status, _, said = inside(capsys, *(names.get(word, word) for word in words.split()))
+    assert status == 2 and told in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "could not be written: No space left"),
+        (KeyboardInterrupt(), "stopped as asked"),
+    ],
+)
+def test_a_full_disk_and_a_stop_are_one_line(monkeypatch, videos, capsys, error, told):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("vidlearn.datasets.commands.open_data", fails)
+    status, _, said = inside(capsys, "data", "stats", videos)
+    assert status == 2 and said.count("\n") == 1 and told in said
 
 
 def test_manifest_of_a_folder_can_be_opened(videos, tmp_path, capsys):

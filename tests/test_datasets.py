@@ -62,6 +62,15 @@ def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.csv"]
 
 
+def test_a_carriage_return_in_a_name_does_not_end_the_line(tmp_path: Path) -> None:
+    rows = (Row("a\rb.mp4", "x,y"), Row("c.mp4", 'z"\r\n', source_id="\r"), Row("d\n.mp4"))
+    written = [replace(row, path=str(tmp_path / row.path)) for row in rows]
+    again = read_manifest(write_manifest(tmp_path / "m.csv", written)).rows
+    assert [(Path(r.path).name, r.label, r.source_id, r.end_s) for r in again] == [
+        (r.path, r.label, r.source_id, None) for r in rows
+    ]
+
+
 def test_the_folder_of_a_manifest_can_move(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()

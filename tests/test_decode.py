@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,48 @@ def test_turned_and_mirrored_frames_are_shown_upright(made: Callable[[str], Path
         frame_table(made(f"turned-{d}")).rotation_deg for d in ("90.mp4", "180.mp4", "270.mov")
     ]
     assert turns == [90, 180, 270]
+
+
+def test_a_group_that_comes_next_may_need_a_new_start(tmp_path: Path) -> None:
+    """At the end of a group the decoder is emptied; pictures of the next may need older ones."""
+    params = "log-level=none:keyint=10:min-keyint=10:scenecut=0:bframes=4:b-adapt=0"
+    options = {"x265-params": params}
+    path = videos.write(
+        tmp_path / "a.mp4", 30, codec="libx265", gop=10, b_frames=4, options=options
+    )
+    truth = np.stack([*iter_frames(path)])
+    for pair in combinations(range(30), 2):
+        assert np.array_equal(frames_at(path, pair, backend="pyav"), truth[[*pair]]), pair
+
+
+@pytest.mark.parametrize("backend", [name for name in LOADED if name != "pyav"])
+def test_what_was_found_of_a_file_is_of_that_file(backend: str, tmp_path: Path) -> None:
+    """A sound file that is damaged, and mended, by one and the same process, always of one size."""
+    path = encode(tmp_path / "a.mp4", [videos.picture(i) for i in range(48)], 25, gop=12)
+    truth, good, table = np.stack([*iter_frames(path)]), path.read_bytes(), frame_table(path)
+    with av.open(str(path)) as container:
+        hurt = [p for p in container.demux(video=0) if p.size][int(table.decode_order[15])]
+    damaged = bytearray(good)
+    damaged[hurt.pos + hurt.size // 2 : hurt.pos + hurt.size] = bytes(hurt.size - hurt.size // 2)
+    for time_s, data in ((1, good), (2, damaged), (3, good)):
+        path.write_bytes(data)
+        os.utime(path, (time_s, time_s))
+        if data is good:
+            assert np.array_equal(frames_at(path, [20], backend=backend)[0], truth[20])
+        else:
+            with pytest.raises(VideoError, match="damaged"):
+                frames_at(path, [20], backend=backend)
+
+
+def test_a_table_that_is_given_is_not_made_again(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made("plain.mp4")
+    table = frame_table(path)
+    monkeypatch.setattr(decode, "frame_table", lambda path: pytest.fail(f"scans {path}"))
+    monkeypatch.setattr(decode, "_FOUND", {})
+    for backend in LOADED:
+        frames_at(path, [20], backend=backend, table=table)
 
 
 @pytest.mark.parametrize("backend", LOADED)

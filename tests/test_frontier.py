@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_cli import inside
 
 from vidlearn.datasets import Manifest, Row, frontier, open_data, ways
 from vidlearn.datasets.frontier import draw, lines, measure, points, told
-from vidlearn.datasets.index import PacketTable, scan
+from vidlearn.datasets.packets import PacketTable, scan
 from vidlearn.datasets.synth import draw as film
 from vidlearn.datasets.transcode import Plan
 from vidlearn.datasets.write import encode
@@ -237,7 +238,8 @@ def test_a_full_disk_is_not_the_videos_fault(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, *_: Any, **__: Any) -> None:
-        raise VideoError(path, "it cannot be written (No space left on device)")
+        cause = OSError(errno.ENOSPC, "No space left on device")
+        raise VideoError(path, "it cannot be written (No space left on device)") from cause
 
     monkeypatch.setattr(ways, "encode", full)
     with pytest.raises(VideoError, match="No space left"):

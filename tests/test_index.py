@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from concurrent import futures
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import videos
 
 from vidlearn.batch import ClipDataset, eval_loader
-from vidlearn.datasets import Manifest, Row, canvas, folder_manifest, index
+from vidlearn.datasets import Manifest, Row, canvas, folder_manifest, index, packets
 from vidlearn.datasets.write import encode
 from vidlearn.decode import frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -57,8 +58,8 @@ def equal(one: FrameTable, other: FrameTable) -> bool:
 
 
 def test_usual_files_are_read_directly(usual: Path) -> None:
-    found = index.scan(str(usual))
-    assert isinstance(found, index.PacketTable) and equal(found, frame_table(usual))
+    found = packets.scan(str(usual))
+    assert isinstance(found, packets.PacketTable) and equal(found, frame_table(usual))
     data = usual.read_bytes()
     assert data[found.place[0] + 4] & 31 in (5, 6, 7)  # SEI, SPS or IDR after the length
 
@@ -70,24 +71,24 @@ def test_others_are_not(name: str, tmp_path: Path) -> None:
     turned = [key for key in known if key.startswith("turn")]
     chosen = (turned if name.startswith("turn") else known)[0]
     path = makers[chosen](tmp_path / chosen)
-    assert not isinstance(index.scan(str(path)), index.PacketTable)
+    assert not isinstance(packets.scan(str(path)), packets.PacketTable)
 
 
 def test_the_container_is_opened_once(usual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = index.scan(str(usual))
+    table = packets.scan(str(usual))
     want = frames_at(usual, [50, 3, 3, 27])
 
     def never(*_: object) -> None:
         raise AssertionError("opened as a video")
 
     monkeypatch.setattr("vidlearn.decode.open_video", never)
-    part = index.part_at(str(usual), np.array([50, 3, 3, 27]), (0, 0, 48, 64), table=table)
+    part = packets.part_at(str(usual), np.array([50, 3, 3, 27]), (0, 0, 48, 64), table=table)
     assert torch.equal(part, want)
 
 
 def test_pictures_that_nobody_needs_are_left_out(usual: Path) -> None:
-    table = index.scan(str(usual))
-    assert isinstance(table, index.PacketTable)
+    table = packets.scan(str(usual))
+    assert isinstance(table, packets.PacketTable)
     sent = []
 
     class Counted:
@@ -101,17 +102,17 @@ def test_pictures_that_nobody_needs_are_left_out(usual: Path) -> None:
         def flush_buffers(self) -> None:
             self.context.flush_buffers()  # type: ignore[attr-defined]
 
-    real = index._decoder(table.codec, table.head, 0)
+    real = packets._decoder(table.codec, table.head, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_decoder", lambda *_: Counted(real))
-        index.part_at(str(usual), np.array([0, 4, 8]), (0, 0, 48, 64), table=table)
+        patch.setattr(packets, "_decoder", lambda *_: Counted(real))
+        packets.part_at(str(usual), np.array([0, 4, 8]), (0, 0, 48, 64), table=table)
     spare = (~table.referenced[:9]).sum() - (~table.referenced[[0, 4, 8]]).sum()
     assert 3 <= len(sent) <= 9 + 2 - spare
 
 
 def test_a_damaged_picture_is_the_same_error(usual: Path, tmp_path: Path) -> None:
-    table = index.scan(str(usual))
-    assert isinstance(table, index.PacketTable)
+    table = packets.scan(str(usual))
+    assert isinstance(table, packets.PacketTable)
     path = tmp_path / "hurt.mp4"
     content = bytearray(usual.read_bytes())
     begin = int(table.place[0])
@@ -119,7 +120,7 @@ def test_a_damaged_picture_is_the_same_error(usual: Path, tmp_path: Path) -> Non
     path.write_bytes(content)
     hurt = replace(table, path=str(path))
     with pytest.raises(VideoError, match=r"damaged|does not come") as one:
-        index.part_at(str(path), np.array([0, 9]), (0, 0, 8, 8), table=hurt)
+        packets.part_at(str(path), np.array([0, 9]), (0, 0, 8, 8), table=hurt)
     with pytest.raises(VideoError) as other:
         frames_at(path, [0, 9], backend="pyav")
     assert str(one.value) == str(other.value)
@@ -128,10 +129,10 @@ def test_a_damaged_picture_is_the_same_error(usual: Path, tmp_path: Path) -> Non
 def test_a_file_that_became_shorter_is_an_error(usual: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.mp4"
     path.write_bytes(usual.read_bytes())
-    table = index.scan(str(path))
+    table = packets.scan(str(path))
     path.write_bytes(usual.read_bytes()[: int(table.place[30])])  # type: ignore[attr-defined]
     with pytest.raises(VideoError, match=r"short\.mp4"):
-        index.part_at(str(path), np.array([40]), (0, 0, 8, 8), table=table)
+        packets.part_at(str(path), np.array([40]), (0, 0, 8, 8), table=table)
 
 
 def test_an_index_holds_the_same_tables(data: Manifest) -> None:
@@ -139,9 +140,9 @@ def test_an_index_holds_the_same_tables(data: Manifest) -> None:
     file = index.index_file(data.source)
     assert file.name == "videos.index" and not list(file.parent.glob(".*part"))
     for row in data.rows:
-        stored, anew = index.table_of(row.path, file), index.scan(row.path)
+        stored, anew = index.table_of(row.path, file), packets.scan(row.path)
         assert type(stored) is type(anew) and equal(stored, anew)
-        if isinstance(stored, index.PacketTable) and isinstance(anew, index.PacketTable):
+        if isinstance(stored, packets.PacketTable) and isinstance(anew, packets.PacketTable):
             assert np.array_equal(stored.place, anew.place) and stored.head == anew.head
 
 
@@ -204,10 +205,76 @@ def test_a_call_that_was_cut_goes_on(data: Manifest) -> None:
     assert index.build(data)[:2] == (5, 2)
 
 
+def test_two_calls_do_not_make_one_index(data: Manifest) -> None:
+    """And an index that one of them copies has its name when it is whole."""
+    index.build(data)
+    videos.write(Path(data.source) / "new.mp4", 20)
+    again = folder_manifest(data.source)
+
+    def other(*_: int) -> None:
+        with pytest.raises(ConfigError, match=r"videos\.index: another call makes it\. Wait"):
+            index.build(again)
+
+    assert index.build(again, progress=other) == (6, 1, {})
+    left = {path.name for path in Path(data.source).glob(".*")}
+    assert left == {".videos.index.lock"}
+
+
+def test_a_copy_that_was_cut_is_made_again(data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.build(data)
+    videos.write(Path(data.source) / "new.mp4", 20)
+    again = folder_manifest(data.source)
+
+    def half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:5000])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index.shutil, "copyfile", half)
+        index.build(again)
+    assert index.build(again) == (6, 1, {})
+
+
+def test_an_index_of_an_older_version_is_not_gone_on_with(data: Manifest) -> None:
+    with sqlite3.connect(index.index_file(data.source).with_name(".videos.index.part")) as db:
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(ConfigError, match=r"videos\.index\.part: has version 1, not 2\. Delete it"):
+        index.build(data)
+
+
+def test_a_folder_that_cannot_be_written_has_no_index(data: Manifest) -> None:
+    Path(data.source, ".videos.index.lock").mkdir()
+    with pytest.raises(ConfigError, match=r"videos\.index: cannot be written \(.*Write a manifest"):
+        index.build(data)
+
+
+def test_a_full_disk_is_no_damaged_index(data: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def small(path: Any) -> sqlite3.Connection:
+        db = connect(path)
+        db.execute("PRAGMA max_page_count = 3")
+        return db
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.sqlite3, "connect", small)
+        with pytest.raises(ConfigError, match=r"cannot be written \(.*full\)\. Make room"):
+            index.build(data, jobs=1)
+    assert not index.index_file(data.source).exists() and index.build(data)[0] == 5
+
+
+def test_threads_may_read_the_index(data: Manifest) -> None:
+    index.build(data)
+    path, file = data.rows[1].path, index.index_file(data.source)
+    index.table_of(data.rows[0].path, file)  # opens it in this thread
+    with futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(index.table_of, path, file).result().n_frames == 41
+
+
 def test_a_video_that_ends_its_process_costs_itself(
     data: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = index.scan
+    real = packets.scan
 
     def scan(path: str) -> FrameTable:
         if path == data.rows[1].path:
@@ -250,12 +317,12 @@ def test_other_planes_and_odd_boxes(tmp_path: Path) -> None:
     frames = rng.integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
     path = str(encode(tmp_path / "noise.mp4", frames, 25, crf=8))
     truth = torch.from_numpy(np.stack(list(iter_frames(path))))
-    table = index.scan(path)
-    assert isinstance(table, index.PacketTable)
+    table = packets.scan(path)
+    assert isinstance(table, packets.PacketTable)
     for _ in range(200):
         top, left = int(rng.integers(48)), int(rng.integers(64))
         height, width = int(rng.integers(1, 49 - top)), int(rng.integers(1, 65 - left))
-        part = index.part_at(path, np.array([4, 1]), (top, left, height, width), table=table)
+        part = packets.part_at(path, np.array([4, 1]), (top, left, height, width), table=table)
         assert torch.equal(part, truth[[4, 1], top : top + height, left : left + width])
 
 
@@ -270,10 +337,10 @@ def test_frames_that_are_drawn_together_are_those_drawn_alone(
     step = -1 if flip else 1
     truth = np.stack(list(iter_frames(path)))[:, 3:40, 5:58][:, :, ::step]
     monkeypatch.setattr(canvas, "AT_ONCE", pixels)
-    table, box = index.scan(path), (3, 5, 37, 53)
+    table, box = packets.scan(path), (3, 5, 37, 53)
     for backend in ("auto", "pyav"):
         how = {"table": table, "flip": flip, "backend": backend}
-        assert np.array_equal(index.part_at(path, np.arange(11), box, **how).numpy(), truth)
+        assert np.array_equal(packets.part_at(path, np.arange(11), box, **how).numpy(), truth)
     with open_video(path) as (container, stream):
         drawings = [*enumerate(container.decode(stream))]
     for number, frame in drawings:
@@ -298,17 +365,17 @@ def test_frames_are_finished_as_they_are_drawn(
         seen.append(len(part_THWC))
         return look.resize(part_THWC)
 
-    table = index.scan(str(usual))
-    want = finish(index.part_at(str(usual), rows, box, table=table)).flip(2)
+    table = packets.scan(str(usual))
+    want = finish(packets.part_at(str(usual), rows, box, table=table)).flip(2)
     assert seen.pop() == 6
     monkeypatch.setattr(canvas, "AT_ONCE", 3 * 30 * 40)
     how: dict[str, Any] = {"table": table, "finish": finish, "flip": True}
-    together = index.part_at(str(usual), rows, box, **how)
+    together = packets.part_at(str(usual), rows, box, **how)
     assert seen == [5] and torch.equal(together, want)
     monkeypatch.setattr(canvas, "TOGETHER", 0)
-    clip = index.part_at(str(usual), rows, box, **how)
+    clip = packets.part_at(str(usual), rows, box, **how)
     assert seen == [5, 3, 2] and clip.shape == (6, 20, 20, 3) and torch.equal(clip, want)
-    plain = index.part_at(str(usual), rows, box, **how, backend="pyav")
+    plain = packets.part_at(str(usual), rows, box, **how, backend="pyav")
     assert seen == [5, 3, 2, 6] and torch.equal(plain, want)
 
 
@@ -336,7 +403,8 @@ def test_the_device_puts_the_bytes_in_order() -> None:
 def test_rows_outside_are_the_usual_error(usual: Path) -> None:
     for rows in ([60], [-1, 3]):
         with pytest.raises(VideoError, match="60 frames"):
-            index.part_at(str(usual), np.array(rows), (0, 0, 8, 8), table=index.scan(str(usual)))
+            table = packets.scan(str(usual))
+            packets.part_at(str(usual), np.array(rows), (0, 0, 8, 8), table=table)
 
 
 def test_a_manifest_file_has_its_index_beside_it(tmp_path: Path) -> None:
@@ -354,8 +422,8 @@ def test_pictures_and_missing_files_are_left_to_others(tmp_path: Path) -> None:
 
 def test_times_that_do_not_come_out_are_no_frames(usual: Path) -> None:
     """A wrong index gives the right frames, by PyAV, and never memory that nobody has written."""
-    table = index.scan(str(usual))
-    real = index._decoder(table.codec, table.head, 0)  # type: ignore[attr-defined]
+    table = packets.scan(str(usual))
+    real = packets._decoder(table.codec, table.head, 0)  # type: ignore[attr-defined]
 
     class Timeless:
         def decode(self, packet: object) -> list:
@@ -367,8 +435,8 @@ def test_times_that_do_not_come_out_are_no_frames(usual: Path) -> None:
             real.flush_buffers()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_decoder", lambda *_: Timeless())
-        part = index.part_at(str(usual), np.array([3, 9]), (0, 0, 48, 64), table=table)
+        patch.setattr(packets, "_decoder", lambda *_: Timeless())
+        part = packets.part_at(str(usual), np.array([3, 9]), (0, 0, 48, 64), table=table)
     assert torch.equal(part, frames_at(usual, [3, 9]))
 
 

@@ -24,7 +24,8 @@ from videos import write as write_video
 from vidlearn.batch import ClipDataset, ShardedSampler, collate, eval_loader, make_loader
 from vidlearn.cli import main
 from vidlearn.datasets import Manifest, Row, guard, open_data, read_manifest
-from vidlearn.datasets.check import check_all, journal_of, tried, whole
+from vidlearn.datasets.check import check_all, journal_of, stamp, tried, whole
+from vidlearn.datasets.quarantine import DIED
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.datasets.synth import make
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
@@ -394,6 +395,44 @@ def test_the_manifest_of_the_data_is_not_written_over(root, tmp_path):
             check_all(open_data(data), tmp_path / "b.jsonl", manifest=root / "manifest.csv")
         with pytest.raises(ConfigError, match=r"manifest\.csv: would be written over.*--out"):
             check_all(open_data(data), root / "manifest.csv")
+
+
+def test_what_is_no_quarantine_is_not_written_over(root, tmp_path):
+    data, videos_before = open_data(root), {p: Path(p).read_bytes() for p in paths_of(root)}
+    (tmp_path / "good.csv").write_text("path,label\na.mp4,x\n")
+    (tmp_path / "list.json").write_text('["path", "cause"]\n')
+    for file in (Path(paths_of(root)[0]), tmp_path / "good.csv", tmp_path / "list.json"):
+        before = file.read_bytes()
+        with pytest.raises(
+            ConfigError, match=r"is no list of such videos and stays\. Choose .*--out"
+        ):
+            check_all(data, file)
+        assert file.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"is named as a video\. Choose another"):
+        check_all(data, tmp_path / "q", manifest=Path(paths_of(root)[0]))
+    assert videos_before == {p: Path(p).read_bytes() for p in paths_of(root)}
+    for known in ("", '{"path": "a.mp4", "cause": "cut"}\n'):
+        (tmp_path / "q").write_text(known)
+        assert check_all(data, tmp_path / "q", jobs=1) == {}
+
+
+def test_more_time_and_more_memory_may_find_something_else(root, tmp_path):
+    data, out, path = open_data(root), tmp_path / "q", paths_of(root)[0]
+    about = {"path": path, "stamp": stamp(path), "full": False}
+
+    def told(**more):
+        journal_of(out).write_text(json.dumps(about | more) + "\n")
+        return check_all(data, out, jobs=1, limit_s=60)
+
+    silent = {"cause": "no answer in 0.02 s"}
+    assert told(**silent, limit_s=0.02) == told(**silent) == {}  # tried again, and is good
+    assert told(**silent, limit_s=60) == {path: silent["cause"]}
+    assert told(cause="its decoder died (signal 9)", limit_s=60) == {}
+    assert told(cause="its decoder died (signal 11)", limit_s=1) == {path: f"{DIED} (signal 11)"}
+    assert told(cause="frame 3 is damaged", limit_s=0.02) == {path: "frame 3 is damaged"}
+    for limit_s in (0, -1, float("inf"), float("nan"), 1e12):
+        with pytest.raises(ConfigError, match=r"--limit-s .*: give more than 0 seconds, at most"):
+            check_all(data, out, limit_s=limit_s)
 
 
 # A thousand damaged files.

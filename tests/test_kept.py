@@ -10,7 +10,7 @@ import pytest
 import videos
 from PIL import Image
 
-from vidlearn.datasets import index
+from vidlearn.datasets import index, packets
 from vidlearn.datasets.kept import Kept, kept, table_bytes
 from vidlearn.datasets.manifest import Manifest, Row
 from vidlearn.datasets.sequences import PictureTable, frame_table
@@ -76,8 +76,8 @@ def test_tables_of_many_videos_do_not_pile_up(
 
 
 def test_a_table_takes_what_is_counted(tmp_path: Path) -> None:
-    table = index.scan(str(videos.write(tmp_path / "a.mp4", 400)))
-    assert isinstance(table, index.PacketTable)
+    table = packets.scan(str(videos.write(tmp_path / "a.mp4", 400)))
+    assert isinstance(table, packets.PacketTable)
     columns = [getattr(table, name) for name in index.COLUMNS] + [table.row_of]
     taken = sum(column.nbytes for column in columns)
     assert taken < table_bytes(table) < 1.3 * taken

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidlearn.errors import ConfigError, VidlearnError
-from vidlearn.sample import ClipSpec, clip_indices, nearest_frames
+from vidlearn.sample import ClipSpec, clip_indices
 
 LENGTHS = [*range(1, 80), 299, 300, 1000]
 
@@ -134,13 +134,3 @@ def test_wrong_input_is_named() -> None:
     published = ClipSpec(stride_frames=None, delta_t_s=0.25, rule="vjepa1")
     with pytest.raises(ConfigError, match="3 frames/s is less than one frame"):
         clip_indices(published, 100, 3.0)
-
-
-def test_nearest_frames_of_uneven_times() -> None:
-    pts_s = np.array([0.0, 0.1, 0.5, 0.6])
-    seconds = np.array([-1.0, 0.04, 0.05, 0.06, 0.29, 0.31, 0.55, 9.0])
-    assert nearest_frames(pts_s, seconds).tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
-    assert nearest_frames(pts_s[:1], seconds).tolist() == [0] * 8
-    for broken in ([], [0.0, 0.2, 0.1], [0.0, np.nan]):
-        with pytest.raises(VidlearnError, match="ascending"):
-            nearest_frames(np.array(broken), seconds)

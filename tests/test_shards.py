@@ -31,6 +31,7 @@ from vidlearn.datasets import (
     index,
     lanes,
     open_data,
+    packets,
     read_manifest,
     shards,
     tars,
@@ -128,7 +129,7 @@ def test_clips_are_those_of_the_files(
     assert of_files.keys() == of_shards.keys() and len(of_files) == 28
     for key, clip in of_files.items():
         assert clip.any() and torch.equal(clip, of_shards[key]), key
-    direct = [isinstance(index.table_of(r.path, file), index.PacketTable) for r in sharded.rows]
+    direct = [isinstance(index.table_of(r.path, file), packets.PacketTable) for r in sharded.rows]
     assert sum(direct) == sum(row.path.endswith("mp4") for row in sharded.rows) - 1  # the turned
 
 
@@ -226,6 +227,28 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys) -> None:
             shards.shard_all(none, tmp_path / "none", **wrong)
 
 
+def test_a_source_that_changes_and_an_empty_one(tmp_path: Path) -> None:
+    for i in range(4):
+        os.utime(videos.write(tmp_path / "in" / f"{i}.mp4", 9) if i else _made(tmp_path), (10, 10))
+    (tmp_path / "in" / "empty.mp4").touch()
+    data, out = open_data(tmp_path / "in"), tmp_path / "out"
+    for changes in (False, True, False):
+        if changes:
+            videos.write(tmp_path / "in" / "2.mp4", 12)
+        before = {tar.name: tar.stat().st_ino for tar in out.glob("*.tar")}
+        path, n, bad = shards.shard_all(data, out, videos_per_shard=2)
+        assert n == 2 and bad == {str(tmp_path / "in" / "empty.mp4"): "it is empty"}
+        same = [before.get(tar.name) == tar.stat().st_ino for tar in out.glob("*.tar")]
+        assert sum(same) == (0 if not before else 1 if changes else 2)
+    frames = [index.table_of(row.path).n_frames for row in read_manifest(path).rows]
+    assert sorted(frames) == [9, 9, 9, 12]
+
+
+def _made(folder: Path) -> Path:
+    (folder / "in").mkdir()
+    return videos.write(folder / "in" / "0.mp4", 9)
+
+
 def test_a_full_disk_and_a_missing_package_are_told(files, tmp_path: Path, monkeypatch) -> None:
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
@@ -311,7 +334,7 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
 
 def test_a_damaged_tar_is_one_clear_error(tmp_path: Path) -> None:
     for path, words in damaged(tmp_path):
-        for read in (frame_table, index.scan, index.table_of, tars.content):
+        for read in (frame_table, packets.scan, index.table_of, tars.content):
             with pytest.raises(VideoError, match=words) as error:
                 read(path)
             assert error.value.path == path and "\n" not in str(error.value)
@@ -382,7 +405,7 @@ def test_a_tar_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
         put(tmp_path / "x.tar", {"v.mp4": data.ljust(size, b"\0")})
         assert index.table_of(path).n_frames == frame_table(path).n_frames == n
         box = (0, 0, 48, 64)
-        part = index.part_at(path, np.array([n - 1]), box, table=index.table_of(path))
+        part = packets.part_at(path, np.array([n - 1]), box, table=index.table_of(path))
         assert videos.read_index(part[0].numpy()) == n - 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -411,17 +412,6 @@ def test_a_copy_too_coarse_is_refused(source: Path, tmp_path: Path) -> None:
     assert cause.startswith("frame ") and cause.endswith("less than 25: give a lower --crf")
 
 
-def test_a_full_disk_is_not_the_videos_fault(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, *_: Any, **__: Any) -> Path:
-        raise VideoError(path, "it cannot be written (no space)")
-
-    monkeypatch.setattr(transcode, "encode", full)
-    with pytest.raises(VideoError, match="cannot be written"):
-        rewrite(str(source), tmp_path / "a.mp4", Plan())
-
-
 class Deadly(Plan):
     """A plan that ends the process that receives it."""
 
@@ -431,8 +421,63 @@ class Deadly(Plan):
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     todo = [(f"{i}.mp4", tmp_path / f"{i}.mp4") for i in range(3)]
-    with pytest.raises(VidlearnError, match=r"a process died at one of 0\.mp4, 1\.mp4\. Use fewer"):
+    with pytest.raises(VidlearnError, match=r"a process died at one of 0.mp4, 1.mp4, 2.mp4. Use"):
         list(transcode._rewritten(todo, Deadly(), 2))
+
+
+def test_a_source_that_changes_is_written_again(folder: Path, tmp_path: Path) -> None:
+    data, out, plan = open_data(folder), tmp_path / "new", Plan("gop12", 32)
+    sources = [Path(path) for path in data.paths]
+    for source in sources:
+        os.utime(source, (10, 10))
+    assert transcode_all(data, out, plan, jobs=1) == {}
+    targets = transcode.Targets(data, out)
+    before = [path.stat().st_ino for path in targets.values()]
+    old = sources[0].read_bytes()
+    videos.write(sources[0], 9, options={"forced-idr": "1"})
+    sources[1].unlink()  # its copy is all there is
+    transcode_all(data, out, plan, jobs=1)
+    after = [path.stat().st_ino for path in targets.values()]
+    assert [a == b for a, b in zip(before, after)] == [False, True, True]
+    assert frame_table(targets[str(sources[0])]).n_frames == 9 and old
+
+
+def test_what_an_encoder_refuses_costs_itself(folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.csv").unlink()
+    thin = [np.zeros((1, 18, 3), np.uint8)] * 5
+    path = videos.write(folder / "y" / "thin.mkv", thin, codec="ffv1", fmt="bgr0")
+    bad = transcode_all(open_data(folder), tmp_path / "new", Plan("gop12", 32), jobs=1)
+    assert bad == {str(path): "its smaller side is one pixel, which no encoder takes"}
+    assert len([*(tmp_path / "new").rglob("*.mp4")]) == 3
+
+
+def test_only_the_disk_ends_a_call(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(number: int) -> Callable[..., Path]:
+        def encode(path: Path, *_: Any, **__: Any) -> Path:
+            raise VideoError(path, f"it cannot be written ({number})") from OSError(number, "x")
+
+        return encode
+
+    target = tmp_path / "a.mp4"
+    monkeypatch.setattr(transcode, "encode", refused(542398533))  # of avcodec_open2
+    assert rewrite(str(source), target, Plan()) == "its copy: it cannot be written (542398533)"
+    monkeypatch.setattr(transcode, "encode", refused(errno.ENOSPC))
+    told = r"a\.mp4: cannot be written \(No space left on device\)\. Make room.* goes on"
+    with pytest.raises(VidlearnError, match=told):
+        rewrite(str(source), target, Plan())
+
+
+def test_of_videos_that_are_done_none_is_blamed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slow.mp4")  # nobody writes into it
+    names = ["slow", *"abcdef", "deadly", *"ghi"]
+    todo: list[Any] = [(f"{tmp_path}/{n}.mp4", tmp_path / f"{n}-copy.mp4") for n in names]
+    todo[7] = todo[7][0], Deadly()  # no process lives to see where it would go
+    with pytest.raises(VidlearnError) as error:
+        list(transcode._rewritten(todo, Plan(), 2))
+    told = str(error.value).replace(f"{tmp_path}/", "")
+    assert told.startswith("a process died at one of slow.mp4, deadly.mp4, g.mp4. Use fewer")
 
 
 def test_what_is_slow_to_read_is_left_out(made: Callable[[str], Path]) -> None:

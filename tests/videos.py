@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vidlearn.datasets import index
+from vidlearn.datasets import packets
 from vidlearn.datasets.write import usual_priority
 from vidlearn.decode import backends, frames_at
 from vidlearn.errors import VideoError
@@ -270,7 +270,7 @@ def hold(path: str) -> dict[str, Any]:
                 wrong += [f"{backend}: frame {row} of {n} is no error"]
             except VideoError as failed:
                 wrong += [] if error or f"{n} frames" in str(failed) else [f"{failed}"]
-    found = index.scan(path)
+    found = packets.scan(path)
     for order in orders if truth else ():
         top, left = int(rng.integers(table.height)), int(rng.integers(table.width))
         height, width = (
@@ -278,12 +278,12 @@ def hold(path: str) -> dict[str, Any]:
         )
         try:
             box = (top, left, height, width)
-            part = index.part_at(path, np.array(order), box, table=found).numpy()
+            part = packets.part_at(path, np.array(order), box, table=found).numpy()
         except VideoError as failed:
             wrong += [] if error else [f"part: {failed}"]
             continue
         cut = [truth[i][top : top + height, left : left + width] for i in order]
         bad = [i for i, frame, true in zip(order, part, cut) if not np.array_equal(frame, true)]
         wrong += [f"part {box}: frames {bad} are wrong"] if bad else []
-    direct = isinstance(found, index.PacketTable)
+    direct = isinstance(found, packets.PacketTable)
     return {"error": error, "n": read, "wrong": wrong, "direct": direct}

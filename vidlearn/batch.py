@@ -17,8 +17,10 @@ from torch.utils.data import BatchSampler, Dataset
 
 from vidlearn.datasets import Manifest, guard, shuffled
 from vidlearn.datasets.canvas import mirrored
-from vidlearn.datasets.index import index_file, part_at, span_of, table_of
+from vidlearn.datasets.index import index_file, span_of, table_of
+from vidlearn.datasets.kept import TABLES_BYTES, table_bytes
 from vidlearn.datasets.lanes import Lanes
+from vidlearn.datasets.packets import part_at
 from vidlearn.decode import check_backend
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.sample import ClipSpec, clip_indices
@@ -104,11 +106,13 @@ class ClipDataset(Dataset):
 
     def __getitems__(self, keys: list[Any]) -> list[dict[str, Any]]:
         """The samples of a batch: all are chosen before a decoder takes the processor's cache."""
-        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        pairs, room = [k if isinstance(k, tuple) else (0, k) for k in keys], TABLES_BYTES
         for epoch, index in pairs:
             with suppress(VidlearnError):  # __getitem__ meets it again, and tells
                 guard.hold(self.manifest.rows[index // self.spec.clips].path)
-                self._ahead[epoch, index] = self.choose(epoch, index)
+                self._ahead[epoch, index] = chosen = self.choose(epoch, index)
+                if (room := room - table_bytes(chosen[0])) < 0:
+                    break  # the others' tables would fill memory: __getitem__ chooses them
         return [self[pair] for pair in pairs]
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from functools import partial
 from importlib.metadata import version
 from json import dumps
@@ -25,9 +26,7 @@ from vidlearn.errors import ConfigError, VidlearnError
 from vidlearn.recipes import RECIPES, Config, recipe
 
 BUILT_IN = Path("data/synth")
-Which = Annotated[
-    Literal["target", "context"], arg(help="the slow average, as published, or the trained one.")
-]
+Which = Annotated[Literal["target", "context"], arg(help="the slow average or the trained one.")]
 
 
 @dataclass(frozen=True)
@@ -206,9 +205,11 @@ def main(words: list[str] | None = None) -> None:
     except VidlearnError as error:
         text = str(error)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != ENOSPC:
             raise
-        text = f"{error.filename}: {error.strerror}"
+        text = f"{error.filename or 'a file could not be written'}: {error.strerror}"
+    except KeyboardInterrupt:
+        text = "stopped as asked"
     who = "vidlearn" if rank == "0" else f"vidlearn, rank {rank}"
     print(f"{who}: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(2)

@@ -3,14 +3,12 @@
 decord returns wrong frames after a seek in some kinds of file, and neither it nor TorchCodec tells
 a damaged picture from a good one. So they read only `seekable` files, and groups of pictures that
 PyAV has once decoded without an error; it reads the rest (`FrameTable.why`). Traded: the first look
-at a group costs a second decode. A reader lives for one call, since none may cross a fork, and has
-one thread. A row is a frame's number in its FrameTable. Chapter 4.
+at a group costs a second decode. Readers live for one call: none may cross a fork. Chapter 4.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import lru_cache
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -21,8 +19,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import AGAIN, AnyPath, FrameTable, frame_table, open_video, upright
+from vidlearn.storage import AGAIN, AnyPath, FrameTable, frame_table, open_video, stamp_of, upright
 
+_FOUND: dict[Any, bool] = {}  # of files as they were: is the group that begins at a row sound?
 MODULES = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec.decoders"}
 
 
@@ -55,15 +54,13 @@ def frames_at(
 
     `indices` count from 0, in any order, also repeated; or the nearest frame to each of `seconds`
     after the first. The `backend` "pyav" checks as it reads. VideoError: there is no such frame,
-    or it depends on a damaged one. ConfigError: the backend is unknown or does not load, or
-    `indices` are not integers.
+    or it depends on a damaged one. ConfigError: no such backend, or `indices` are not integers.
     """
     check_backend(backend)
     table = table or frame_table(path)
     rows, places = np.unique(_rows(table, indices, seconds), return_inverse=True)
     if backend != "pyav" and table.seekable:
-        version = table.path, int(table.bytes.sum())
-        if all(_sound(*version, start) for start in np.unique(table.start[rows]).tolist()):
+        if all(_sound(table, start) for start in np.unique(table.start[rows]).tolist()):
             if (clip := (_decord if backend == "decord" else _torchcodec)(table, rows)) is not None:
                 return torch.stack([clip[place] for place in places])
     for row, frame in zip(rows, frames := _pyav(table, rows, upright)):
@@ -88,14 +85,17 @@ def _rows(table: FrameTable, indices: ArrayLike | None, seconds: ArrayLike | Non
     return np.searchsorted((table.pts_s[1:] + table.pts_s[:-1]) / 2, wanted)
 
 
-@lru_cache(maxsize=65536)
-def _sound(path: str, _size: int, start: int) -> bool:
+def _sound(table: FrameTable, start: int) -> bool:
     """Does PyAV decode every frame of the group that begins at this row without an error?"""
-    try:  # the table is not an argument, or it would be kept
-        rows = np.flatnonzero((table := frame_table(path)).start == start)
-        return len(rows) > 0 and bool(_pyav(table, rows, bool))
-    except VideoError:
-        return False
+    group = table.path, stamp_of(table.path), start
+    if group not in _FOUND:
+        if len(_FOUND) == 65536:
+            _FOUND.clear()
+        try:
+            _FOUND[group] = bool(_pyav(table, np.flatnonzero(table.start == start), bool))
+        except VideoError:
+            _FOUND[group] = False
+    return _FOUND[group]
 
 
 def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> list[Any]:
@@ -125,7 +125,7 @@ def _pyav(table: FrameTable, rows: np.ndarray, draw: Callable[[Any], Any]) -> li
         for row in rows.tolist():
             start = int(table.start[row])
             away, last = order[start] - at, order[rows[groups == start]].max()
-            if jump := row not in drawn and start > 0 and (away > 0 or (ended and away < 0)):
+            if jump := row not in drawn and start > 0 and (away > 0 or (ended and away <= 0)):
                 take([] if ended else context.decode(None))
                 landing = table.ticks[start]
                 container.seek(int(landing), stream=stream)

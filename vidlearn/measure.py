@@ -99,8 +99,8 @@ def load_rate(config: Config, data: Manifest, batches: int = 20) -> dict[str, An
         loader = train.load(replace(config, backend=backend, workers=workers), data, me)
         # What the workers read ahead while they started is not counted.
         batch_s = timeit(partial(next, loader), batches, warmup=1 + 2 * workers).median_s
-        rates = {"clips_per_s": config.batch / batch_s, "batch_ms": batch_s * 1e3}
-        tries.append({"backend": backend, "workers": workers, **rates})
+        where = {"backend": backend, "workers": workers, "batch_ms": batch_s * 1e3}
+        tries.append({**where, "clips_per_s": config.batch / batch_s})
     clips = data.training(), config.clip_spec(), config.transform(True), config.input_norm
     parts, best = parts_ms(*clips), max(tries, key=lambda found: found["clips_per_s"])
     told = {"batch": config.batch, "batches": batches, **tries[0], "parts_ms": parts}

@@ -75,13 +75,6 @@ def clip_indices(
     return starts[:, None] * spec.start_grid + offsets
 
 
-def nearest_frames(pts_s: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """The frame nearest to each second (a tie: the earlier), for a variable frame rate; int64."""
-    if len(pts_s) == 0 or not (np.diff(pts_s) >= 0).all():
-        raise VidlearnError("frame times must be ascending: ask by frame number instead")
-    return np.searchsorted((pts_s[1:] + pts_s[:-1]) / 2, seconds).astype(np.int64)
-
-
 def _stride(spec: ClipSpec, fps: float | None) -> float:
     if spec.stride_frames is not None:
         return spec.stride_frames

@@ -143,8 +143,7 @@ def forward_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss to differentiate, each clip's latent loss [B], and the regulariser.
 
-    The batch holds normalised pixels, `goal_BND` are the normalised targets, and each mask comes
-    with the number of its mask token.
+    The batch holds normalised pixels, `goal_BND` the targets; a mask comes with its token's number.
     """
     c = state.config
     with _autocast(state):

@@ -176,12 +176,16 @@ def _decode(path: str, everything: bool) -> tuple[list[tuple[int, str]], Any]:
 def frame_table(path: AnyPath, *, types: bool = False) -> FrameTable:
     """What is in a video file, kept as long as the file's size and time stay the same.
 
-    With `types` ("I", "P" or "B" a frame), and where the times are in doubt (`why`), it decodes the
-    whole file. VideoError: no frame comes.
+    With `types` ("I", "P" or "B"), or times in doubt, it decodes all. VideoError: no frame comes.
     """
+    return _table(os.fspath(path), stamp_of(path), types)
+
+
+def stamp_of(path: AnyPath) -> tuple[int, int] | None:
+    """Bytes of a file and nanoseconds since 1970 of its last change; None if there is none."""
     file = os.fspath(path).rpartition(",,:file:")[2]  # a part of a tar is as new as the tar
     info = os.stat(file) if os.path.exists(file) else None
-    return _table(os.fspath(path), info and (info.st_size, info.st_mtime_ns), types)
+    return info and (info.st_size, info.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)  # one may be of an hour; `datasets.index` keeps more

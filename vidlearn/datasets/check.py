@@ -26,13 +26,14 @@ import numpy as np
 from vidlearn.datasets import guard
 from vidlearn.datasets.cores import cores
 from vidlearn.datasets.files import write_manifest
-from vidlearn.datasets.manifest import MARK, Manifest, Seen, file_of
-from vidlearn.datasets.quarantine import Quarantine
+from vidlearn.datasets.manifest import MARK, VIDEO_SUFFIXES, Manifest, Seen, file_of
+from vidlearn.datasets.quarantine import KILLED, SILENT, Quarantine, is_quarantine
 from vidlearn.datasets.sequences import frame_table, frames_at
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, iter_frames
 
 LIMIT_S = 60.0  # for a video, or with --full for a frame
+MOST_S = 86400.0
 KNOWN = ("path", "stamp", "cause", "full")  # what a line of the journal says
 Work = Callable[
     [str, Callable[[], None]], Any
@@ -49,8 +50,8 @@ def check_all(
     tried. jobs: processes, None for one a core. progress(done, all). ConfigError: a choice that
     cannot be, or the manifest would be written over the data's own.
     """
-    if limit_s <= 0:
-        raise ConfigError(f"--limit-s {limit_s:g}: give more than 0 seconds")
+    if not 0 < limit_s <= MOST_S:
+        raise ConfigError(f"--limit-s {limit_s:g}: give more than 0 seconds, at most {MOST_S:g}")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: give 1 or more")
     own = Path(data.source) / "manifest.csv" if Path(data.source).is_dir() else Path(data.source)
@@ -59,7 +60,11 @@ def check_all(
         raise ConfigError(f"{own}: would be written over. Choose another --out")
     if manifest and manifest.resolve() in {own.resolve(), *lists}:
         raise ConfigError(f"{manifest}: would be written over. Choose another --manifest")
-    known, bad = _known(journal_of(out), full), dict[str, str]()
+    if out.exists() and not is_quarantine(out):
+        raise ConfigError(f"{out}: is no list of such videos and stays. Choose another --out")
+    if manifest and manifest.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"{manifest}: is named as a video. Choose another --manifest")
+    known, bad = _known(journal_of(out), full, limit_s), dict[str, str]()
     new = np.ones(len(data.paths), bool)
     for i, path in enumerate(data.paths):
         if (told := known(path)) is not None:
@@ -80,7 +85,7 @@ def check_all(
     with open(journal_of(out), "a") as journal:
         for done, (path, cause) in enumerate(found, len(new) - int(new.sum()) + 1):
             about = {"path": path, "stamp": stamps.pop(path), "full": full, "cause": cause}
-            journal.write(json.dumps(about) + "\n")
+            journal.write(json.dumps(about | {"limit_s": limit_s}) + "\n")
             journal.flush()
             if cause:
                 bad[path] = cause
@@ -104,8 +109,11 @@ def stamp(path: str) -> list[int] | None:
     return info and [info.st_size, info.st_mtime_ns]
 
 
-def _known(journal: Path, full: bool) -> Callable[[str], str | None]:
-    """What was found of a path that has not changed since: its cause, or ""; else None."""
+def _known(journal: Path, full: bool, limit_s: float) -> Callable[[str], str | None]:
+    """What was found of a path that has not changed since: its cause, or ""; else None.
+
+    None too where more memory, or more time if that is given now, may find something else.
+    """
     good, bad, end = Seen(), dict[str, tuple[list[int], str]](), 0
     with open(journal, "rb") if journal.exists() else nullcontext([b""]) as lines:
         for line in lines:
@@ -121,6 +129,9 @@ def _known(journal: Path, full: bool) -> Callable[[str], str | None]:
             if was_full < full:
                 continue
             bad.pop(path, None)
+            short = cause.startswith(SILENT) and found.get("limit_s", 0) < limit_s
+            if short or cause == KILLED:
+                continue
             if cause:
                 bad[path] = about, cause
             else:

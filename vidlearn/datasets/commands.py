@@ -4,6 +4,7 @@ Input: folders and manifests. Output: files and lines of text; 1 where something
 Traded: the decoders are imported for a check only, since they take seconds. Chapters 5 and 6.
 """
 
+import filecmp
 import os
 import sys
 from collections import Counter
@@ -47,7 +48,13 @@ def manifest(
     path = out or (root.parent if root.is_file() else root) / "manifest.csv"
     if path.exists() and path.resolve() == root.resolve():
         raise ConfigError(f"{path}: would be written over. Choose another file with --out")
-    path = write_manifest(path, listing)
+    made = write_manifest(path if out else path.with_name(f".new-{path.name}"), listing)
+    if not out:
+        if path.exists() and not filecmp.cmp(made, path, shallow=False):
+            made.unlink()
+            text = f"{path}: is there and says something else"
+            raise ConfigError(f"{text}. Delete it, or choose another file with --out")
+        made.replace(path)
     rows = f", {listing.rows} segments" * (listing.rows != len(listing.videos))
     if is_parquet(path):
         read_manifest(path)  # so that the first run finds it checked, and ready to be mapped
@@ -93,6 +100,8 @@ def plan(data: Positional[Path], gpus: int = 1, clips_per_s: float = 100.0) -> N
     """
     from vidlearn.datasets.cost import needs
 
+    if gpus < 1 or not 0 < clips_per_s < float("inf"):
+        raise ConfigError(f"--gpus {gpus}, --clips-per-s {clips_per_s:g}: give numbers above 0")
     found = needs(open_data(data), gpus, clips_per_s)
     print(f"{data}: {found['rows']} rows, about {found['hours']:.3g} hours and "
           f"{found['stored_bytes'] / 1e9:.3g} GB (from {found['sampled']} of them)")  # fmt: skip
@@ -187,7 +196,8 @@ def shard(
 
     Args:
         data: folder of videos or manifest.
-        out: folder of the tars, of their manifest, and of quarantine.jsonl for the unreadable.
+        out: folder of the tars, of their manifest, and of quarantine.jsonl for files that are gone
+            or empty; what does not decode goes in, too: data check --manifest leaves it out.
         mib: size of a tar, about.
         videos_per_shard: in place of that, how many videos a tar has at most.
         seed: of the shuffle that decides which video goes into which tar.

@@ -110,7 +110,7 @@ def parts_ms(
     (cropping, YUV to RGB) stand apart from decode where clips are read directly; resize; copy into
     the batch; device: the normalisation, here. VidlearnError: no clip can be read.
     """
-    from vidlearn.datasets.index import part_at  # these load torch
+    from vidlearn.datasets.packets import part_at  # these load torch
     from vidlearn.transform import normalize
 
     def resize(part_THWC: Tensor) -> Tensor:

@@ -93,7 +93,11 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> Path:
             with open(beside, "w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(COLUMNS)
-                writer.writerows(_stored(path, rows))
+                # It leaves a carriage return bare, which would end the line for who reads it.
+                odd = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+                for row in _stored(path, rows):
+                    text = f"{row[0]}{row[1]}{row[2]}{row[5]}"
+                    (odd if "\r" in text else writer).writerow(row)
         return beside.replace(path)
     except UnicodeEncodeError as error:
         name = error.object[max(0, error.start - 40) : error.end]

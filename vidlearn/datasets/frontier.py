@@ -28,6 +28,7 @@ from vidlearn.datasets.cost import pictures_to_decode
 from vidlearn.datasets.manifest import MARK, Manifest
 from vidlearn.datasets.transcode import GRID, RECIPES, Plan
 from vidlearn.datasets.ways import LEAST, WAYS, keep
+from vidlearn.datasets.write import disk_fault
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import AGAIN, FrameTable, iter_frames, open_video, upright
 
@@ -74,7 +75,7 @@ def measure(
     plans = _plans(ways, short_side, crf)
     wanted = {"videos": videos, "clips": clips, "seconds": seconds, "rounds": rounds}
     for name, value in wanted.items():
-        if value < 1:
+        if not 1 <= value < np.inf:
             raise ConfigError(f"--{name} {value}: give 1 or more")
     chosen, left_out = _choose(data, videos, seconds)
     out.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,7 @@ def _plans(ways: tuple[str, ...], short_side: int, crf: float) -> dict[str, Plan
 
 def _choose(data: Manifest, videos: int, seconds: float) -> tuple[list[_Excerpt], dict[str, str]]:
     """Excerpts of some videos by chance, always the same, and why others were not taken."""
-    from vidlearn.datasets.index import scan  # loads torch
+    from vidlearn.datasets.packets import scan  # loads torch
 
     chosen, left_out = list[_Excerpt](), dict[str, str]()
     order = np.random.default_rng(0).permutation(len(data))[: TRIED * videos].tolist()
@@ -224,9 +225,9 @@ def _copied(
                 if progress:
                     progress(number * len(plans) + count, len(chosen) * len(plans))
         except VideoError as error:
-            if error.path != excerpt.table.path:
-                raise  # a full disk is not the video's fault
-            left_out[error.path] = error.cause
+            if disk_fault(error):
+                raise
+            left_out[excerpt.table.path] = error.cause
         else:
             good.append(excerpt)
     if not good:
@@ -297,7 +298,7 @@ def _times_ms(
     drawn: dict[str, list[tuple[FrameTable, np.ndarray]]], rounds: int, size: int
 ) -> dict[str, dict[str, float]]:
     """Way -> CPU ms a clip: the middle, the least and the greatest round; the ways take turns."""
-    from vidlearn.datasets.index import part_at
+    from vidlearn.datasets.packets import part_at
     from vidlearn.transform import ClipTransform
 
     look, ms = ClipTransform(size), {way: [0.0] * rounds for way in drawn}

@@ -1,183 +1,44 @@
-"""Where each picture lies in its file: a clip becomes one read, and no file is scanned twice.
+"""Where each picture lies in its file, kept beside the manifest: no file is scanned twice.
 
-Input: the videos of a data set. Output: a file beside the manifest, SQLite, with a row for each
-video as it was (size, time); tables from it; parts of frames, cropped before they become RGB.
-Traded: only H.264 and HEVC in mp4 are read so. What comes out other than the index says is read
-again by `decode`, whose word is final. Chapters 2 and 4.
+Input: the videos of a data set. Output: a file, SQLite, with a row for each video as it was (size,
+time); tables from it. Traded: a video whose size or time has changed is scanned each time that its
+table is wanted and not kept, until the index is made anew. Chapters 2 and 4.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
 from itertools import compress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 from urllib.parse import quote
 
-import av
 import numpy as np
-import torch
-from torch import Tensor
 
-from vidlearn.datasets import sequences, tars
-from vidlearn.datasets.canvas import Box, Canvas, Finish
+from vidlearn.datasets import tars
 from vidlearn.datasets.check import stamp, tried
 from vidlearn.datasets.kept import TABLES_BYTES, kept, table_bytes
 from vidlearn.datasets.manifest import MARK, Manifest, Row, file_of
+from vidlearn.datasets.packets import PacketTable, scan
 from vidlearn.datasets.sequences import frame_table
 from vidlearn.errors import ConfigError, VideoError
-from vidlearn.storage import FrameTable, open_video
+from vidlearn.storage import FrameTable
 
-VERSION = 1  # of what stands in a row
-DIRECT = ("h264", "hevc")  # codecs whose packets, one after the other, are all that is needed
+VERSION = 2  # of what stands in a row
 COLUMNS = ("pts_s", "ticks", "place", "bytes", "decode_order", "start", "is_key", "referenced")
 ROW = np.dtype([*zip(COLUMNS, ("f8", "i8", "i8", "i8", "i4", "i4", "?", "?"))])
 ABOUT = ("codec", "width", "height", "rotation_deg", "fps", "seekable", "why")
 TABLE = "path TEXT PRIMARY KEY, bytes INT, time_ns INT, content BLOB"
 Stamp = tuple[int, int]  # bytes, nanoseconds since 1970 of the last change
-
-
-@dataclass(frozen=True, eq=False)
-class PacketTable(FrameTable):
-    """A FrameTable whose pictures can be had without opening the file as a video.
-
-    `place` is where a row's bytes begin in the file, or in the tar that the video lies in; `head`
-    is what the decoder must know before.
-    """
-
-    place: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    head: bytes = b""
-
-    @cached_property
-    def row_of(self) -> np.ndarray:
-        """Place in the order of decoding -> row."""
-        return np.argsort(self.decode_order)
-
-
-def part_at(
-    path: str, rows: np.ndarray, box: Box, *, backend: str = "auto",
-    table: FrameTable | None = None, finish: Finish = lambda part: part, flip: bool = False,
-    mark: Callable[[str], Any] = lambda _: None,
-) -> Tensor:  # fmt: skip
-    """A part of chosen frames, upright and in the order asked for: uint8 [T, height, width, 3].
-
-    `finish` turns some parts at a time into others, [n, ..., 3], and these are given back, with
-    `flip` left to right. `backend` "auto" takes one read of the file where the table allows it,
-    else PyAV. Errors are those of `decode.frames_at`. `mark` hears of read, decode and colour.
-    """
-    table = table or scan(path)
-    mark("decode")
-    if backend == "auto" and isinstance(table, PacketTable):
-        drawn = partial(Canvas, table, box, finish=finish, flip=flip)
-        if (clip := _direct(table, rows, drawn, mark)) is not None:
-            return clip
-    how = "pyav" if backend == "auto" else backend
-    frames = sequences.frames_at(path, rows, backend=how, table=table)
-    top, left, height, width = box
-    done = finish(frames[:, top : top + height, left : left + width])
-    return done.flip(2) if flip else done
-
-
-def _direct(
-    table: PacketTable,
-    rows: np.ndarray,
-    drawn: Callable[[int], Canvas],
-    mark: Callable[[str], Any],
-) -> Tensor | None:
-    """The same, or None where something else comes out than the index says."""
-    wanted, places = np.unique(rows, return_inverse=True)
-    if wanted[0] < 0 or wanted[-1] >= table.n_frames:
-        return None
-    row_of, groups, order = table.row_of, table.start[wanted], table.decode_order
-    number = dict(zip(table.ticks[wanted].tolist(), range(len(wanted))))
-    canvas, sent, came, width, height = drawn(len(wanted)), 0, 0, table.width, table.height
-    context = _decoder(table.codec, table.head, os.getpid())
-    try:
-        with tars.reading(table.path) as file:
-            for start in np.unique(groups):
-                begin, goals = order[start] if start else 0, order[wanted[groups == start]]
-                send = row_of[begin : goals.max() + 1]
-                needed = table.referenced[send]
-                needed[goals - begin] = True  # others that nothing refers to are left out
-                send = send[needed]
-                sent += len(send)
-                mark("read")
-                packets = _packets(file.fileno(), table, send)
-                mark("decode")
-                for packet in packets:
-                    for frame in context.decode(packet):
-                        came += 1
-                        if frame.is_corrupt or frame.width != width or frame.height != height:
-                            return None
-                        if (i := number.pop(frame.pts, None)) is not None:
-                            mark("colour")
-                            canvas.draw(i, frame)
-                            mark("decode")
-                context.flush_buffers()  # and can begin another group
-    except (av.FFmpegError, OSError):
-        return None  # `decode` finds out what it is
-    finally:
-        context.flush_buffers()
-    if number or came != sent or canvas.clip is None:
-        return None
-    return canvas.clip if np.array_equal(wanted, rows) else canvas.clip[torch.from_numpy(places)]
-
-
-def _packets(file: int, table: PacketTable, rows: np.ndarray) -> list[Any]:
-    """What the decoder is given for these rows, which are read at once; None at the end."""
-    places, sizes = table.place[rows], table.bytes[rows]
-    begin = int(places.min())
-    end = int((places + sizes).max())
-    data: Any = memoryview(os.pread(file, end - begin, begin))
-    if len(data) < end - begin:  # the file has become shorter, and too few frames come
-        return []
-    starts, ends = places - begin, places - begin + sizes
-    packets = [av.Packet(data[a:z]) for a, z in zip(starts.tolist(), ends.tolist())]
-    for packet, tick in zip(packets, table.ticks[rows].tolist()):
-        packet.pts = tick
-    return [*packets, None]
-
-
-@lru_cache(maxsize=2)  # each holds the pictures that others refer to
-def _decoder(codec: str, head: bytes, _process: int) -> Any:
-    context: Any = av.CodecContext.create(codec, "r")
-    context.extradata, context.thread_count = head, 1
-    return context
-
-
-def scan(path: str) -> FrameTable:
-    """What is in a video, read anew: a PacketTable where the places of its pictures are sure."""
-    table = frame_table(path)
-    if table.codec not in DIRECT or not len(table.ticks):
-        return table
-    places = []
-    begin, _ = tars.part_in(table.path) or (0, 0)
-    with open_video(table.path) as (container, stream), tars.reading(table.path) as file:
-        head = bytes(stream.codec_context.extradata or b"")
-        for packet in container.demux(stream) if "mp4" in container.format.name else ():
-            if packet.size:
-                place = -1 if packet.pos is None else begin + packet.pos
-                if place < begin or os.pread(file.fileno(), packet.size, place) != bytes(packet):
-                    return table  # what the decoder is given does not stand there as it is
-                places.append(place)
-    if len(places) != table.n_frames:
-        return table
-    own = {f.name: getattr(table, f.name) for f in fields(FrameTable)}
-    found = PacketTable(**own, place=np.array(places)[table.decode_order], head=head)
-    # Turns and colours may stand in the container alone: then the first frame comes out different.
-    whole_frame = (0, 0, table.height, table.width)
-    drawn = partial(Canvas, found, whole_frame, finish=lambda part: part)
-    alone = _direct(found, np.zeros(1, np.int64), drawn, lambda _: None)
-    whole = sequences.frames_at(path, [0], backend="pyav", table=table)
-    return found if alone is not None and torch.equal(alone, whole) else table
 
 
 def index_file(source: str | os.PathLike[str]) -> Path:
@@ -225,11 +86,11 @@ def _table(path: str, version: Stamp, index: Path | None, direct: bool) -> Frame
 def _opened(index: Path) -> sqlite3.Connection | None:
     """The index to read, if there is one."""
     found = stamp(str(index))
-    return _connected(index, tuple(found), os.getpid()) if found else None
+    return _connected(index, tuple(found), (os.getpid(), get_ident())) if found else None
 
 
-@lru_cache(maxsize=8)  # a connection may not cross a fork
-def _connected(index: Path, _version: tuple[int, ...], _process: int) -> sqlite3.Connection:
+@lru_cache(maxsize=8)  # a connection may cross neither a fork nor to another thread
+def _connected(index: Path, _version: tuple[int, ...], _who: Any) -> sqlite3.Connection:
     """Without locks, which shared disks lack: the file is replaced, not changed."""
     address = f"file:{quote(str(index.absolute()))}?mode=ro&immutable=1"
     opened = sqlite3.connect(address, uri=True)
@@ -300,31 +161,72 @@ def build(
     """
     target, bad = index_file(data.source), {}
     part = target.with_name(f".{target.name}.part")  # a call that was cut goes on with it
-    if _opened(target) and not part.exists():
-        shutil.copyfile(target, part)
-    with closing(sqlite3.connect(part)) as db:
-        try:
-            db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
-        except sqlite3.Error as error:
-            raise ConfigError(f"{part}: is no index ({error}). Delete it") from error
+    with _alone(target), closing(_begun(part, target)) as db:
         videos, new = _unknown(db, data, target)
         todo, n_new = compress(data.paths, new), int(new.sum())
+        found = enumerate(tried(todo, jobs=jobs, work=_scanned), 1)
         try:
-            for done, (path, found) in enumerate(tried(todo, jobs=jobs, work=_scanned), 1):
-                if isinstance(found, str):
-                    bad[path] = found
-                else:
-                    row = (_key(path, target), *found)
-                    db.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?)", row)
-                if done % 256 == 0:
-                    db.commit()
-                if progress:
-                    progress(videos - n_new + done, videos)
-        finally:
-            db.commit()
-    os.replace(part, target)
+            try:
+                for done, (path, told) in found:
+                    if isinstance(told, str):
+                        bad[path] = told
+                    else:
+                        row = (_key(path, target), *told)
+                        db.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?)", row)
+                    if done % 256 == 0:
+                        db.commit()
+                    if progress:
+                        progress(videos - n_new + done, videos)
+            finally:
+                db.commit()  # with what there is the next call goes on
+        except sqlite3.Error as error:
+            raise _fault(part, error) from error
+        os.replace(part, target)
     return videos - len(bad), n_new - len(bad), bad
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """ConfigError: another call makes this index, or its folder cannot be written."""
+    try:
+        lock = open(target.with_name(f".{target.name}.lock"), "w")
+    except OSError as error:
+        told = f"{target}: cannot be written ({error.strerror})"
+        raise ConfigError(f"{told}. Write a manifest where you may, and index that") from error
+    with lock:  # the lock goes when the process does
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{target}: another call makes it. Wait for its end") from error
+        except OSError as error:
+            told = f"{target}: cannot be locked ({error.strerror})"
+            raise ConfigError(f"{told}. Put the manifest on another disk") from error
+        yield
+
+
+def _begun(part: Path, target: Path) -> sqlite3.Connection:
+    """What there is of an index, to be written on."""
+    if _opened(target) and not part.exists():
+        copy = part.with_suffix(".copy")
+        shutil.copyfile(target, copy)
+        os.replace(copy, part)
+    db = sqlite3.connect(part)
+    try:
+        db.execute(f"CREATE TABLE IF NOT EXISTS videos ({TABLE})")
+        if (version := db.execute("PRAGMA user_version").fetchone()[0]) not in (0, VERSION):
+            raise ConfigError(f"{part}: has version {version}, not {VERSION}. Delete it")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    except sqlite3.Error as error:
+        db.close()
+        raise _fault(part, error) from error
+    return db
+
+
+def _fault(part: Path, error: sqlite3.Error) -> ConfigError:
+    """What is wrong with an index that is to be written."""
+    if "full" in str(error) or "disk I/O" in str(error):
+        return ConfigError(f"{part}: cannot be written ({error}). Make room; the same call goes on")
+    return ConfigError(f"{part}: is no index ({error}). Delete it")
 
 
 def _unknown(db: sqlite3.Connection, data: Manifest, target: Path) -> tuple[int, np.ndarray]:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from vidlearn.errors import VidlearnError
 
-DEADLY = ("no answer", "its decoder died")  # so begin the causes of videos that end a process
+# So begin the causes of videos that end a process.
+DEADLY = SILENT, DIED = "no answer", "its decoder died"
+KILLED = f"{DIED} (signal 9)"  # so does the system where memory is short
 
 
 @dataclass
@@ -31,10 +33,16 @@ class Quarantine:
         VidlearnError: more than the share `max_share` of the data set's videos are bad.
         """
         path = Path(self.path)
-        if path.exists() and path.stat().st_size != self.read_bytes:
-            lines = path.read_bytes().splitlines(keepends=True)
-            self.read_bytes = sum(map(len, lines))
-            self.names |= {json.loads(x)["path"] for x in lines if x.endswith(b"\n")}
+        size = path.stat().st_size if path.exists() else 0
+        if size < self.read_bytes:
+            self.read_bytes = 0  # it is another file
+        if size > self.read_bytes:
+            with open(path, "rb") as f:
+                f.seek(self.read_bytes)  # what came since
+                for line in f:
+                    if line.endswith(b"\n"):  # else another rank is at it
+                        self.names.add(json.loads(line)["path"])
+                        self.read_bytes += len(line)
         new = {name: cause for name, cause in bad if name not in self.names}
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +54,16 @@ class Quarantine:
                 remedy = "Mend them, or raise --max-bad-share"
                 raise VidlearnError(f"{text} {path} names them. {remedy}")
         return len(self.names)
+
+
+def is_quarantine(path: Path) -> bool:
+    """Whether a file is such a list, maybe an empty one."""
+    with open(path, "rb") as f:
+        first = f.readline(1 << 20)
+    try:
+        return not first or {"path", "cause"} <= json.loads(first).keys()
+    except (ValueError, AttributeError):
+        return False
 
 
 def deadly(path: str | Path) -> dict[str, str]:

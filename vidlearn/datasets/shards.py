@@ -30,6 +30,7 @@ from vidlearn.datasets.lanes import LANES
 from vidlearn.datasets.manifest import MARK, Manifest, Row
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.transcode import claim
+from vidlearn.datasets.write import outdated
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 
 STAMP, BAD, PART = "shards.json", "quarantine.jsonl", ".part"
@@ -58,6 +59,8 @@ def shard_all(
     if min(jobs, most) < 1 or not (mib > 0 and math.isfinite(mib)):
         text = f"--jobs {jobs}, --mib {mib:g}, --videos-per-shard {videos_per_shard}"
         raise ConfigError(f"{text}: give numbers above 0")
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: give 0 or more")
     suffix = ".parquet" if Path(data.source).suffix.lower() == ".parquet" else ".csv"
     shards, bad = plan(data, mib, videos_per_shard, seed)
     with claim(out, STAMP, _stamp(data, shards)):
@@ -104,6 +107,9 @@ def plan(
         except (OSError, VideoError) as error:
             bad[path] = error.cause if isinstance(error, VideoError) else str(error.strerror)
             continue
+        if not size:
+            bad[path] = "it is empty"
+            continue
         bytes_of[split] = bytes_of.get(split, 0) + size
         splits.setdefault(split, []).append((f"{number:08d}", tuple(rows)))
     shards, taken = list[Shard](), dict[str, int]()
@@ -149,7 +155,7 @@ def write(shard: Shard, out: Path, root: str) -> dict[str, str]:
     VidlearnError: it cannot be written. ConfigError: no webdataset.
     """
     target, bad = out / shard.name, dict[str, str]()
-    if target.exists():
+    if not any(outdated(rows[0].path, target) for _, rows in shard.videos):
         there, _ = tars.table(str(target), tars.stamp_of(str(target)))
         gone = [rows for key, rows in shard.videos if _member(key, rows) not in there]
         return {rows[0].path: "it could not be read when its shard was written" for rows in gone}

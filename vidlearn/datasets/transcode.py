@@ -34,7 +34,7 @@ from vidlearn.datasets.files import write_manifest
 from vidlearn.datasets.manifest import Manifest, Seen
 from vidlearn.datasets.quarantine import Quarantine
 from vidlearn.datasets.tars import address, size_bytes
-from vidlearn.datasets.write import encode, scaled
+from vidlearn.datasets.write import disk_fault, encode, outdated, scaled
 from vidlearn.errors import ConfigError, VideoError, VidlearnError
 from vidlearn.storage import FrameTable, frame_table, iter_frames, open_video
 
@@ -91,7 +91,8 @@ class Plan:
 def settings_of(plan: Plan, table: FrameTable) -> dict[str, Any]:
     """What `encode` is told to write a video as planned; no video is made larger."""
     how = RECIPES[plan.recipe]
-    short_side = 2 * (min(plan.short_side, table.height, table.width) // 2)
+    if not (short_side := 2 * (min(plan.short_side, table.height, table.width) // 2)):
+        raise VideoError(table.path, "its smaller side is one pixel, which no encoder takes")
     return {**how, "short_side": short_side, "crf": plan.crf}
 
 
@@ -112,7 +113,7 @@ def transcode_all(
     with claim(out, STAMP, plan.stamp()):
         for left in out.rglob(f".*{PART}*.mp4"):  # of a call that was killed
             left.unlink()
-        missing = (not path.exists() for path in targets.values())
+        missing = (outdated(source, path) for source, path in targets.items())
         new = np.fromiter(missing, bool, len(targets))
         todo, n_new = compress(targets.items(), new), int(new.sum())
         found = _rewritten(todo, plan, min(jobs or cores(), n_new))
@@ -211,7 +212,8 @@ def _rewritten(
             ahead.extend(islice(given, 1))
             yield source, cause
     except BrokenProcessPool as error:
-        names = ", ".join(source for source, _ in islice(ahead, jobs))
+        begun = (source for source, told in ahead if not told.done() or told.exception())
+        names = ", ".join(islice(begun, jobs + 1))  # each process is given one more
         remedy = "Use fewer --jobs, or leave out the video; the same command goes on"
         raise VidlearnError(f"a process died at one of {names}. {remedy}") from error
     finally:
@@ -233,7 +235,7 @@ def _end_with_parent() -> None:
 def rewrite(source: str, target: Path, plan: Plan) -> str:
     """Write one video as planned, compare it, and name it; why the source cannot be read, or "".
 
-    The target is there only when it has passed. VideoError: the target cannot be written.
+    The target is there only when it has passed. VidlearnError: the disk is full, or its like.
     """
     name = blake2b(os.fsencode(target.name), digest_size=8).hexdigest()  # one that is short enough
     part = target.with_name(f".{name}{PART}.mp4")
@@ -250,9 +252,12 @@ def rewrite(source: str, target: Path, plan: Plan) -> str:
         verify(opened, part, plan.grid)
         os.replace(part, target)
     except VideoError as error:
-        if error.path not in (source, opened):
-            raise  # a full disk is not the video's fault
-        return error.cause
+        if error.path in (source, opened):
+            return error.cause
+        if not (why := disk_fault(error)):
+            return f"its copy: {error.cause}"  # whatever the encoder has against it
+        remedy = "Make room, or write elsewhere; the same command goes on"
+        raise VidlearnError(f"{target}: cannot be written ({why}). {remedy}") from error
     finally:
         part.unlink(missing_ok=True)
     return ""

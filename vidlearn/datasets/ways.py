@@ -45,7 +45,7 @@ def keep(
     `plan` says side and CRF, and of a recipe all; `stem` is the file without its ending.
     VideoError: it cannot be written, or has lost frames.
     """
-    from vidlearn.datasets.index import scan  # loads torch
+    from vidlearn.datasets.packets import scan  # loads torch
 
     how, other, kept = settings_of(plan, source), OTHERS.get(way), list[np.ndarray]()
     half = how["short_side"] / min(source.height, source.width) / 2

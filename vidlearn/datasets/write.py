@@ -4,6 +4,7 @@ In: frames, or a path. Out: a file that is whole or not there. Encoders get one 
 bytes do not depend on the machine. Chapters 4 and 6.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,11 @@ from typing import Any
 import av
 import numpy as np
 
+from vidlearn.datasets.manifest import file_of
 from vidlearn.errors import ConfigError, VideoError
 from vidlearn.storage import AnyPath, frame_table, iter_frames
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT}
 # Groups of exactly `gop`, one thread, no word on the terminal; and for x264 no macroblock tree,
 # which reads memory that it never wrote.
 CODECS = {
@@ -114,6 +117,24 @@ def scaled(image_HWC: np.ndarray, width: int, height: int) -> av.VideoFrame:
     """An RGB uint8 frame as the encoder is given it: yuv420p of this size."""
     frame = av.VideoFrame.from_ndarray(image_HWC, "rgb24")
     return frame.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
+
+
+def disk_fault(error: VideoError) -> str:
+    """What the system says where `encode` failed for the disk's sake, and not for the video's."""
+    number = getattr(error.__cause__, "errno", None)
+    return os.strerror(number) if number in DISK else ""
+
+
+def outdated(source: str, copy: Path) -> bool:
+    """Whether a copy is to be made: there is none, or its source has changed since."""
+    try:
+        made_ns = os.stat(copy).st_mtime_ns
+    except FileNotFoundError:
+        return True
+    try:
+        return os.stat(file_of(source)).st_mtime_ns > made_ns
+    except OSError:  # of a source that is gone the copy is all there is
+        return False
 
 
 def transcode(source: AnyPath, target: AnyPath, **settings: Any) -> Path:
