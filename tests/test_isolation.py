@@ -325,6 +325,27 @@ def test_a_process_that_dies_between_two_videos_costs_none():
     assert found == {path: path[-1] for path in paths}
 
 
+PARALLEL = """
+import torch
+from vidlearn.datasets.check import tried
+
+def work(path, touch):
+    return float(torch.stack([torch.ones(10**6)] * 4).sum())
+
+torch.set_num_threads(2)
+work("", None)  # this process has its threads now
+print(dict(tried(["a", "b"], limit_s=20, jobs=1, work=work)))
+"""
+
+
+def test_threads_of_the_parent_are_not_waited_for():
+    """Of a notebook that has computed, for one: a fork has none of them."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", PARALLEL]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'a': 4000000.0, 'b': 4000000.0}\n"
+
+
 ORPHANS = """
 import sys, time
 from vidlearn.datasets.check import tried

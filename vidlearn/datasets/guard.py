@@ -159,6 +159,7 @@ def quiet_start() -> None:
     """The first thing in a forked process that decodes; `begin` starts it."""
     gc.freeze()  # see `begin`: what was inherited is not this process's to collect
     gc.enable()
+    torch.set_num_threads(1)  # a fork leaves OpenMP's behind, and would wait for them
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # A stop is the parent's business; some clusters signal every process of a job.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
