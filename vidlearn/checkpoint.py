@@ -139,7 +139,8 @@ def write(path: Path, write: Callable[[IO[bytes]], Any]) -> Path:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         # torch reports a full disk as a position in its file; the system's own words are below.
         cause = str(error.__context__ or error).splitlines()[0]
         raise VidlearnError(f"{path}: not written: {cause}. Older files are untouched") from error

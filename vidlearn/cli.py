@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import ENOSPC
 from functools import partial
 from importlib.metadata import version
 from json import dumps
@@ -205,7 +204,7 @@ def main(words: list[str] | None = None) -> None:
     except VidlearnError as error:
         text = str(error)
     except OSError as error:
-        if error.filename is None and error.errno != ENOSPC:
+        if error.filename is None and error.errno != 28:  # no space left: writing has no name
             raise
         text = f"{error.filename or 'a file could not be written'}: {error.strerror}"
     except KeyboardInterrupt:
