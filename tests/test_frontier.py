@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,24 @@ def test_no_video_that_is_long_enough(tmp_path: Path) -> None:
     with pytest.raises(VidlearnError, match=r"a\.mp4: 20 frames, a clip needs 61; of 1 videos"):
         measure(open_data(tmp_path / "in"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_goes_meanwhile_is_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, gone = frontier._choose, []
+
+    def then_lose(*args: Any) -> Any:
+        chosen, left_out = choose(*args)
+        path = chosen[0].table.path
+        chosen[0] = replace(chosen[0], table=replace(chosen[0].table, path=f"{path}.gone"))
+        gone.append(f"{path}.gone")
+        return chosen, left_out
+
+    monkeypatch.setattr(frontier, "_choose", then_lose)
+    few: dict[str, Any] = {"clips": 2, "rounds": 1, "short_side": 48}
+    found = measure(open_data(folder), tmp_path / "out", ways=("gop12",), **few)
+    assert gone[0] in found["left_out"] and found["videos"] > 0
 
 
 def test_a_full_disk_is_not_the_videos_fault(

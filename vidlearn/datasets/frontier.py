@@ -225,8 +225,8 @@ def _copied(
                 if progress:
                     progress(number * len(plans) + count, len(chosen) * len(plans))
         except VideoError as error:
-            if disk_fault(error):
-                raise
+            if error.path != excerpt.table.path and disk_fault(error):
+                raise  # of what is written; a source that has gone is left out
             left_out[excerpt.table.path] = error.cause
         else:
             good.append(excerpt)
